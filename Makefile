@@ -1,0 +1,72 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# make test     everything that CI runs: lint, then the unit and integration tests
+# make demo     a backup and a restore to look at
+# make majors   fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
+# make lint     ruff and mypy
+# make venv     .venv from requirements.txt, made again only when that changes
+# make clean    remove what these made here
+#
+# PYTHON=... chooses the interpreter (3.11 to 3.13); PYTEST_ARGS='-k name -x' goes to pytest.
+# Only relative paths: the directory may have any name.
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?=
+PYTEST_ARGS ?=
+SUITES = $(wildcard tests/unit tests/integration)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv test lint demo majors clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# The stamp tells for what the environment was made: these requirements, this place (scripts hold absolute paths) and
+# this interpreter. It is written last, so that an environment half made is made again.
+venv:
+	@set -eu; \
+	find_python() { \
+	    for name in "$(PYTHON)" python3.13 python3.12 python3.11 python3; do \
+	        if [ -n "$$name" ]; then \
+	            "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) or print(sys.executable))' \
+	                2>/dev/null && return; \
+	            if [ "$$name" = "$(PYTHON)" ]; then echo "make: $$name is not a Python 3.11 to 3.13" >&2; return 1; fi; \
+	        fi; \
+	    done; \
+	    echo 'make: no Python 3.11, 3.12 or 3.13 here: install one, or name it with PYTHON=' >&2; return 1; \
+	}; \
+	stamp() { echo "$$PWD"; echo "$$1"; cat requirements.txt; }; \
+	python=$$(find_python); \
+	if [ -x $(PY) ] && stamp "$$python" | cmp -s - $(VENV)/stamp; then exit 0; fi; \
+	echo "make: $(VENV) with $$python"; \
+	rm -rf $(VENV); \
+	if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then "$$python" -m venv $(VENV); \
+	elif "$$python" -m virtualenv --version >/dev/null 2>&1; then "$$python" -m virtualenv --quiet $(VENV); \
+	else echo "make: $$python cannot make a virtual environment:" \
+	    "install your system's python3-venv package (or virtualenv), or choose another with PYTHON=" >&2; exit 1; fi; \
+	$(PY) -m pip install --quiet --requirement requirements.txt; \
+	stamp "$$python" > $(VENV)/stamp
+
+lint: venv
+	$(PY) -m ruff check .
+	@if [ -d plugins/module_utils/_pgstream ]; then set -x; $(PY) -m mypy plugins/module_utils/_pgstream; fi
+	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
+
+test: venv
+	@$(MAKE) -s lint
+	$(PY) -m pytest -q $(SUITES) $(PYTEST_ARGS)
+
+demo: venv
+	$(PY) tests/demo.py
+
+majors: venv
+	$(PY) tests/images/fetch_postgres.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

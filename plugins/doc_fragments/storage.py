@@ -1,0 +1,85 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where backups are kept: the options of every module."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  bucket:
+    description: Name of the S3 bucket. Exactly one of O(bucket) and O(directory) is needed.
+    type: str
+  directory:
+    description:
+      - Absolute path of a directory on the target host that is used instead of a bucket, such as a mounted network
+        share.
+      - Exactly one of O(bucket) and O(directory) is needed.
+    type: path
+  prefix:
+    description: Leading part of the keys, with or without a slash at its end. It separates those who share a bucket
+      or directory.
+    type: str
+  endpoint_url:
+    description: URL of an S3-compatible service, such as MinIO, Ceph, R2 or B2. When not given, Amazon's own is used.
+    type: str
+  region:
+    description: Region of the bucket. When not given, boto3's own configuration is used.
+    type: str
+  access_key:
+    description:
+      - Access key of the account. Needs O(secret_key) and excludes O(profile).
+      - When not given, boto3's own credential chain is used on the target host, that is E(AWS_ACCESS_KEY_ID) and its
+        companions in the task's environment, shared configuration files, web identity, and the role of the container
+        or instance. The controller's environment is not read.
+    type: str
+  secret_key:
+    description: Secret key that belongs to O(access_key).
+    type: str
+  session_token:
+    description: Session token that belongs to temporary credentials.
+    type: str
+  profile:
+    description: Name of a profile in the target host's AWS configuration files.
+    type: str
+  validate_certs:
+    description: Whether the service's TLS certificate is checked.
+    type: bool
+    default: true
+  aws_ca_bundle:
+    description: File on the target host with the certificate authorities that may have signed the service's
+      certificate.
+    type: path
+  addressing_style:
+    description:
+      - Whether the bucket's name is part of the URL's path or of its host name.
+      - V(auto) means V(path) with O(endpoint_url), and what boto3 chooses without it.
+    type: str
+    default: auto
+    choices: [auto, path, virtual]
+  checksums:
+    description:
+      - When to send, and to check, S3's own checksum headers.
+      - Some S3-compatible services refuse them, hence V(when_required). A backup carries checksums of its own in
+        either case.
+    type: str
+    default: when_required
+    choices: [when_required, when_supported]
+  encryption_mode:
+    description: Encryption at rest to ask the service for when a backup is written. V(none) asks for nothing.
+    type: str
+    default: none
+    choices: [none, AES256, "aws:kms"]
+  encryption_kms_key_id:
+    description: KMS key to encrypt with. Only with O(encryption_mode=aws:kms). When not given, the account's default
+      key is used.
+    type: str
+requirements:
+  - boto3 for the Python of the target host, if O(bucket) is used
+  - Python 3.9 or newer on the target host
+notes:
+  - An empty string counts as an option that is not given. A task can so undo what C(module_defaults) says.
+"""

@@ -1,0 +1,320 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Options: written once, and turned into the engine's frozen requests. Nothing below this file sees a parameter dict.
+
+Every fault of a task's options is named in one UsageError. An empty string counts as not given, so that a template
+that came out empty, and a default of `module_defaults` that one task wants to undo, mean the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from ._pgstream.codec import check_level
+from ._pgstream.config import duration, moment
+from ._pgstream.errors import UsageError
+from ._pgstream.model import COMPRESSIONS, BackupRequest, Filters, RestoreRequest, Server, Storage
+
+Spec = Dict[str, Dict[str, Any]]
+Params = Mapping[str, Any]
+
+SERVER_OPTIONS: Spec = {
+    "login_host": {"type": "str", "default": Server.host, "aliases": ["host"]},
+    "login_unix_socket": {"type": "path"},
+    "login_port": {"type": "int", "default": Server.port, "aliases": ["port"]},
+    "login_user": {"type": "str"},
+    "login_password": {"type": "str", "no_log": True},
+    "ssl_mode": {
+        "type": "str",
+        "default": "prefer",
+        "choices": ["allow", "disable", "prefer", "require", "verify-ca", "verify-full"],
+    },
+    "ca_cert": {"type": "path", "aliases": ["ssl_rootcert"]},
+    "ssl_cert": {"type": "path"},
+    "ssl_key": {"type": "path", "no_log": False},  # a file's name
+    "connect_params": {"type": "dict", "default": {}},
+    "maintenance_db": {"type": "str", "default": Server.maintenance_db},
+    "pg_bindir": {"type": "path"},
+}
+
+STORAGE_OPTIONS: Spec = {
+    "bucket": {"type": "str"},
+    "directory": {"type": "path"},
+    "prefix": {"type": "str"},
+    "endpoint_url": {"type": "str"},
+    "region": {"type": "str"},
+    "access_key": {"type": "str", "no_log": False},  # names the account, and is of no use without the secret key
+    "secret_key": {"type": "str", "no_log": True},
+    "session_token": {"type": "str", "no_log": True},
+    "profile": {"type": "str"},
+    "validate_certs": {"type": "bool", "default": Storage.validate_certs},
+    "aws_ca_bundle": {"type": "path"},
+    "addressing_style": {
+        "type": "str",
+        "default": Storage.addressing_style,
+        "choices": ["auto", "path", "virtual"],
+    },
+    "checksums": {
+        "type": "str",
+        "default": Storage.checksums,
+        "choices": ["when_required", "when_supported"],
+    },
+    "encryption_mode": {"type": "str", "default": "none", "choices": ["none", "AES256", "aws:kms"]},
+    "encryption_kms_key_id": {"type": "str", "no_log": False},  # a key's name
+}
+
+BACKUP_OPTIONS: Spec = {
+    "login_db": {"type": "str", "required": True},
+    "backup_key": {"type": "str", "no_log": False},  # an object's name
+    "overwrite": {"type": "str", "default": BackupRequest.overwrite, "choices": ["never", "always"]},
+    "fresh_within": {"type": "str"},
+    "compression": {"type": "str", "default": BackupRequest.compression, "choices": list(COMPRESSIONS)},
+    "compression_level": {"type": "int"},
+    "jobs": {"type": "int"},
+    "schemas": {"type": "list", "elements": "str", "default": []},
+    "exclude_schemas": {"type": "list", "elements": "str", "default": []},
+    "tables": {"type": "list", "elements": "str", "default": []},
+    "exclude_tables": {"type": "list", "elements": "str", "default": []},
+    "exclude_table_data": {"type": "list", "elements": "str", "default": []},
+    "lock_timeout": {"type": "str", "default": "%ds" % BackupRequest.lock_timeout},
+    "correlation_id": {"type": "str"},
+}
+
+RESTORE_OPTIONS: Spec = {
+    "backup_key": {"type": "str", "required": True, "no_log": False},
+    "latest_before": {"type": "str"},
+    "source_db": {"type": "str"},
+    "login_db": {"type": "str"},
+    "create": {"type": "bool", "default": RestoreRequest.create},
+    "strategy": {"type": "str", "default": RestoreRequest.strategy, "choices": ["auto", "swap", "in_place"]},
+    "keep_old": {"type": "bool", "default": RestoreRequest.keep_old},
+    "schemas": {"type": "list", "elements": "str", "default": []},
+    "tables": {"type": "list", "elements": "str", "default": []},
+    "no_owner": {"type": "bool", "default": RestoreRequest.no_owner},
+    "no_privileges": {"type": "bool", "default": RestoreRequest.no_privileges},
+    "role": {"type": "str"},
+    "jobs": {"type": "int"},
+    "analyze": {"type": "bool", "default": RestoreRequest.analyze},
+    "correlation_id": {"type": "str"},
+}
+
+INFO_OPTIONS: Spec = {
+    "login_db": {"type": "str"},
+    "backup_key": {"type": "str", "no_log": False},
+}
+
+BACKUP_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **BACKUP_OPTIONS}
+RESTORE_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **RESTORE_OPTIONS}
+INFO_SPEC: Spec = {**STORAGE_OPTIONS, **INFO_OPTIONS}
+
+# Parameters of libpq that are secrets: as part of a dictionary they would be shown with the task.
+SECRET_PARAMS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+
+_ENDPOINT = re.compile(r"https?://[^/@]+(/|$)")
+_LIBPQ_NAME = re.compile(r"[a-z_]+")
+
+
+def seconds(value: object, option: str) -> int:
+    """`30s`, `90m`, `6h`, `2d` or plain seconds, as seconds; nothing is 0. Raises UsageError naming the option."""
+    text = "" if value is None else str(value).strip()
+    if not text:
+        return 0
+    if text.isdecimal():
+        return int(text)
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise UsageError("%s: %s" % (option, error)) from None
+
+
+class _Faults:
+    """Collects what is wrong with a task's options, to say it all at once."""
+
+    def __init__(self) -> None:
+        self.found: List[str] = []
+
+    def add_if(self, wrong: object, message: str) -> None:
+        if wrong:
+            self.found.append(message)
+
+    def seconds(self, params: Params, option: str) -> int:
+        try:
+            return seconds(params.get(option), option)
+        except UsageError as error:
+            self.found.append(error.message)
+            return 0
+
+    def count(self, params: Params, option: str) -> int:
+        value = params.get(option) or 0
+        self.add_if(value < 0, "%s: %d is less than 0" % (option, value))
+        return value
+
+    def moment(self, params: Params, option: str) -> str:
+        text = _text(params, option)
+        try:
+            return moment(text) if text else ""
+        except ValueError as error:
+            self.found.append("%s: %s" % (option, error))
+            return ""
+
+    def level(self, params: Params) -> Optional[int]:
+        level = params.get("compression_level")
+        try:
+            check_level(params["compression"], level)
+        except UsageError as error:
+            self.found.append(error.sentence())
+        return level
+
+    def raise_any(self) -> None:
+        if self.found:
+            raise UsageError("; ".join(self.found), stage="configuration")
+
+
+def backup_request(params: Params) -> BackupRequest:
+    """The backup a task asks for. Raises UsageError with every fault in its options."""
+    faults = _Faults()
+    request = BackupRequest(
+        server=_server(params, faults),
+        database=_text(params, "login_db"),
+        storage=_storage(params, faults),
+        key=_text(params, "backup_key"),
+        overwrite=params["overwrite"],
+        fresh_within=faults.seconds(params, "fresh_within"),
+        compression=params["compression"],
+        compression_level=faults.level(params),
+        jobs=faults.count(params, "jobs"),
+        filters=Filters(
+            schemas=_names(params, "schemas"),
+            exclude_schemas=_names(params, "exclude_schemas"),
+            tables=_names(params, "tables"),
+            exclude_tables=_names(params, "exclude_tables"),
+            exclude_table_data=_names(params, "exclude_table_data"),
+        ),
+        lock_timeout=faults.seconds(params, "lock_timeout"),
+        correlation_id=_text(params, "correlation_id"),
+    )
+    faults.add_if(not request.database, "login_db: the database to back up is not named")
+    faults.add_if(request.key == "latest", "backup_key: `latest` names a backup to restore, not one to write")
+    faults.raise_any()
+    return request
+
+
+def restore_request(params: Params) -> RestoreRequest:
+    """The restore a task asks for. Raises UsageError with every fault in its options."""
+    faults = _Faults()
+    request = RestoreRequest(
+        server=_server(params, faults),
+        storage=_storage(params, faults),
+        key=_text(params, "backup_key"),
+        database=_text(params, "login_db"),
+        source_database=_text(params, "source_db"),
+        latest_before=faults.moment(params, "latest_before"),
+        create=params["create"],
+        strategy=params["strategy"],
+        keep_old=params["keep_old"],
+        schemas=_names(params, "schemas"),
+        tables=_names(params, "tables"),
+        no_owner=params["no_owner"],
+        no_privileges=params["no_privileges"],
+        role=_text(params, "role"),
+        jobs=faults.count(params, "jobs"),
+        analyze=params["analyze"],
+        correlation_id=_text(params, "correlation_id"),
+    )
+    faults.add_if(not request.key, "backup_key: name the backup to restore, or say `latest`")
+    if request.key == "latest":
+        unnamed = not (request.database or request.source_database)
+        faults.add_if(unnamed, "backup_key: `latest` needs source_db or login_db to say of which database")
+    else:
+        for option in ("latest_before", "source_db"):
+            faults.add_if(_text(params, option), "%s: goes with `backup_key: latest` only" % option)
+    faults.raise_any()
+    return request
+
+
+def info_request(params: Params) -> Tuple[Storage, str, str]:
+    """Where a task looks for backups, of which database (empty: all), and which one to describe. Raises UsageError."""
+    faults = _Faults()
+    storage, database, key = _storage(params, faults), _text(params, "login_db"), _text(params, "backup_key")
+    faults.add_if(key == "latest" and not database, "backup_key: `latest` needs login_db to say of which database")
+    faults.raise_any()
+    return storage, database, key
+
+
+def _server(params: Params, faults: _Faults) -> Server:
+    host, socket = _text(params, "login_host"), _text(params, "login_unix_socket")
+    faults.add_if(host and socket, "login_host and login_unix_socket: give one of them")
+    faults.add_if("://" in host, "login_host: give a host name, not a URL")  # not shown: it may carry a password
+    faults.add_if(not 0 < params["login_port"] < 65536, "login_port: %d is not a port" % params["login_port"])
+    return Server(
+        host=socket or host,
+        port=params["login_port"],
+        user=_text(params, "login_user"),
+        password=_text(params, "login_password"),
+        maintenance_db=_text(params, "maintenance_db") or Server.maintenance_db,
+        ssl_mode=params["ssl_mode"],
+        ca_cert=_text(params, "ca_cert"),
+        ssl_cert=_text(params, "ssl_cert"),
+        ssl_key=_text(params, "ssl_key"),
+        connect_params=_connect_params(params.get("connect_params") or {}, faults),
+        bindir=_text(params, "pg_bindir"),
+    )
+
+
+def _connect_params(given: Mapping[str, Any], faults: _Faults) -> Tuple[Tuple[str, str], ...]:
+    for name in sorted(set(given) & set(SECRET_PARAMS)):
+        instead = " (use login_password)" if name == "password" else ""
+        faults.add_if(True, "connect_params: %s is a secret and would be shown here%s" % (name, instead))
+    for name in sorted(name for name in given if not _LIBPQ_NAME.fullmatch(name)):
+        faults.add_if(True, "connect_params: %r is not a parameter's name" % name)
+    faults.add_if("dbname" in given, "connect_params: dbname is not for this option (use login_db)")
+    return tuple((str(name), str(value)) for name, value in sorted(given.items()))
+
+
+def _storage(params: Params, faults: _Faults) -> Storage:
+    bucket, directory = _text(params, "bucket"), _text(params, "directory")
+    access_key, secret_key = _text(params, "access_key"), _text(params, "secret_key")
+    encryption_mode = "" if params["encryption_mode"] == "none" else params["encryption_mode"]
+    endpoint_url = _text(params, "endpoint_url")
+    kms_key = _text(params, "encryption_kms_key_id")
+    faults.add_if(bool(bucket) == bool(directory), "bucket and directory: give exactly one of them")
+    faults.add_if("/" in bucket, "bucket: give the name alone, its path goes into prefix")
+    rooted = os.path.isabs(directory) and directory.strip("/")
+    faults.add_if(directory and not rooted, "directory: %r is not an absolute path below the root" % directory)
+    faults.add_if(bool(access_key) != bool(secret_key), "access_key and secret_key: give both or neither")
+    faults.add_if(access_key and _text(params, "profile"), "access_key and profile: give one of them")
+    faults.add_if(
+        endpoint_url and not _ENDPOINT.match(endpoint_url),  # not shown: it may carry a password
+        "endpoint_url: give http://host[:port] or https://host[:port], without credentials",
+    )
+    faults.add_if(kms_key and encryption_mode != "aws:kms", "encryption_kms_key_id: needs `encryption_mode: aws:kms`")
+    return Storage(
+        kind="local" if directory else "s3",
+        bucket=bucket,
+        directory=directory.rstrip("/"),
+        prefix=_text(params, "prefix").strip("/"),
+        endpoint_url=endpoint_url,
+        region=_text(params, "region"),
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=_text(params, "session_token"),
+        profile=_text(params, "profile"),
+        validate_certs=params["validate_certs"],
+        aws_ca_bundle=_text(params, "aws_ca_bundle"),
+        addressing_style=params["addressing_style"],
+        checksums=params["checksums"],
+        encryption_mode=encryption_mode,
+        encryption_kms_key_id=kms_key,
+    )
+
+
+def _text(params: Params, option: str) -> str:
+    return params.get(option) or ""
+
+
+def _names(params: Params, option: str) -> Tuple[str, ...]:
+    return tuple(name for name in params.get(option) or () if name)

@@ -1,0 +1,390 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Back up one database into one object: many COPY streams, one snapshot, one commit."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from . import catalog, codec, copying, plan, postgres, schema
+from .archive import ArchiveWriter
+from .clients import Clients, find_clients
+from .errors import BackupError, UsageError
+from .events import Log, new_correlation_id, rfc3339, utc_now
+from .model import (
+    ENGINE_VERSION,
+    FORMAT_VERSION,
+    BackupRequest,
+    BackupResult,
+    DatabaseInfo,
+    Filters,
+    Index,
+    Table,
+    TableResult,
+)
+from .patterns import matches
+from .postgres import Leader, TableFacts
+from .process import Processes
+from .stages import all_faults, stage
+from .store import Store, StoredObject, Upload, open_store
+from .workers import run_parallel
+
+LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
+
+
+def default_jobs() -> int:
+    """The smaller of 4 and the processors this process may use."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def back_up(request: BackupRequest, log: Log) -> BackupResult:
+    """Run a backup. It is whole in the store when this returns, and not there at all when this raises."""
+    request = _with_defaults(request)
+    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
+    start = utc_now()
+    store, key = _destination(request, start)
+    existing = _existing(request, store, key, start)
+    if existing is not None:
+        log.info("unchanged", key=existing.key, reason=existing.message)
+        return existing
+    (leader, clients), upload = _open_both(request, store, key)
+    try:
+        return _Run(request, log, start, key, leader, clients, upload).run()
+    finally:
+        leader.close()
+
+
+def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
+    """Connect, check everything that a run would, and say what it would do. Changes nothing."""
+    request = _with_defaults(request)
+    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
+    start = utc_now()
+    store, key = _destination(request, start)
+    existing = _existing(request, store, key, start)
+    if existing is not None:
+        return existing
+    (leader, clients), upload = _open_both(request, store, key)
+    upload.abort()
+    with leader, stage("validation"):
+        facts = _lock_and_measure(leader, request)
+    return BackupResult(
+        changed=True,
+        database=request.database,
+        key=key,
+        url=request.storage.url(key),
+        correlation_id=request.correlation_id,
+        compression=request.compression,
+        tables=len(facts),
+        jobs=request.jobs,
+        server_version=leader.version,
+        started_at=rfc3339(start),
+        estimated_bytes=sum(each.size for each in facts),
+        table_rows=tuple(TableResult(each.schema, each.name, -1, each.size) for each in facts),
+        message="would back up %d tables with pg_dump %d" % (len(facts), clients.major),
+    )
+
+
+def _with_defaults(request: BackupRequest) -> BackupRequest:
+    codec.check_level(request.compression, request.compression_level)
+    if not request.database:
+        raise UsageError("no database is named", hint="Set login_db or POSTGRES_DB.")
+    return replace(
+        request,
+        jobs=request.jobs or default_jobs(),
+        correlation_id=request.correlation_id or new_correlation_id(),
+    )
+
+
+def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
+    if not request.key:
+        return open_store(request.storage), catalog.new_key(
+            request.storage, request.database, start, request.compression
+        )
+    named = catalog.compression_of(request.key)
+    if named and named != request.compression:
+        raise UsageError(
+            "the key %s names another compression than %s" % (request.key, request.compression),
+            hint="Leave one of the two out, or make them agree.",
+        )
+    return open_store(request.storage), catalog.whole_key(request.storage, request.key)
+
+
+def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -> Optional[BackupResult]:
+    """The result for a backup that is there already and good enough; None when a run is due."""
+    with stage("validation"):
+        if request.key and request.overwrite == "never":
+            item = store.probe(key)
+            if item is not None:
+                return _unchanged(request, store, item, "exists already")
+        if request.fresh_within:
+            for info in catalog.candidates(store, request.database):
+                if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > request.fresh_within:
+                    break
+                item = store.stat(info.key)
+                if item is not None and catalog.read_index(store, item) is not None:
+                    return _unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
+    return None
+
+
+def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:
+    index = catalog.read_index(store, item)
+    result = BackupResult(
+        changed=False,
+        database=request.database,
+        key=item.key,
+        url=request.storage.url(item.key),
+        correlation_id=request.correlation_id,
+        version_id=item.version_id,
+        etag=item.etag,
+        compression=catalog.compression_of(item.key),
+        stored_bytes=item.size,
+        message="%s %s" % (item.key, why),
+    )
+    if index is None:
+        return replace(result, message=result.message + ", and was not written by this engine")
+    return replace(
+        result,
+        **_summary(index),  # type: ignore[arg-type]
+        started_at=index.started_at,
+        finished_at=index.finished_at,
+    )
+
+
+def _summary(index: Index) -> Dict[str, object]:
+    return {
+        "compression": index.compression,
+        "raw_bytes": index.raw_bytes,
+        "rows": index.rows,
+        "tables": len(index.tables),
+        "snapshot_at": index.snapshot_at,
+        "server_version": index.server_version,
+        "table_rows": tuple(TableResult(each.schema, each.name, each.rows, each.raw_bytes) for each in index.tables),
+    }
+
+
+def _open_both(request: BackupRequest, store: Store, key: str) -> Tuple[Tuple[Leader, Clients], Upload]:
+    """The server's side and the store's, ready to run; every fault of either is named."""
+    metadata = {"pgstream-run": request.correlation_id}
+    with stage("validation"):
+        both = all_faults(lambda: _open(request), lambda: store.begin(key, request.overwrite == "always", metadata))
+        return both[0], both[1]
+
+
+def _open(request: BackupRequest) -> Tuple[Leader, Clients]:
+    leader = Leader(request.server, request.database)
+    try:
+        clients = find_clients(request.server, leader.major)
+        leader.take_run_lock(request.database)
+        return leader, clients
+    except BaseException:
+        leader.close()
+        raise
+
+
+def _lock_and_measure(leader: Leader, request: BackupRequest) -> List[TableFacts]:
+    """Lock every table that the filters do not rule out; facts of those with rows of their own."""
+    wanted = [entry for entry in postgres.user_tables(leader) if _wanted(request.filters, entry[1], entry[2])]
+    with stage("locking tables"):
+        leader.lock_tables(
+            [postgres.qualified(name, table) for _oid, name, table, _kind in wanted], request.lock_timeout
+        )
+    return postgres.table_facts(leader, [entry[0] for entry in wanted])
+
+
+def _wanted(filters: Filters, schema_name: str, name: str) -> bool:
+    """No narrower than pg_dump's own reading of the filters, which decides in the end."""
+    if filters.tables:
+        return matches(filters.tables, schema_name, name)
+    return not filters.schemas or matches(filters.schemas, "", schema_name)
+
+
+@dataclass
+class _Run:
+    """One backup from the snapshot to the commit."""
+
+    request: BackupRequest
+    log: Log
+    start: datetime
+    key: str
+    leader: Leader
+    clients: Clients
+    upload: Upload
+
+    def run(self) -> BackupResult:
+        began = time.monotonic()
+        request, leader = self.request, self.leader
+        self.log.info("started", key=self.key, jobs=request.jobs, server_version=leader.version)
+        if leader.pooled:
+            self.log.warning("pooled_connection", detail="a pooling proxy stands before the server")
+        self.processes = Processes()
+        try:
+            with stage("snapshot"):
+                facts = _lock_and_measure(leader, request)
+                info = postgres.database_info(leader)
+            self.estimate = sum(each.size for each in facts)
+            self.upload.expect(self.estimate)
+            index = self._write(facts, info)
+            with stage("commit"):
+                leader.still_there()
+                stored = self.upload.commit()
+        except BaseException:
+            self.processes.kill_all()
+            _abort(self.upload, self.log)
+            raise
+        seconds = time.monotonic() - began
+        result = BackupResult(
+            changed=True,
+            database=request.database,
+            key=self.key,
+            url=request.storage.url(self.key),
+            correlation_id=request.correlation_id,
+            version_id=stored.version_id,
+            etag=stored.etag,
+            stored_bytes=stored.size,
+            seconds=round(seconds, 3),
+            mb_per_second=round(index.raw_bytes / 1e6 / max(seconds, 0.001), 1),
+            started_at=index.started_at,
+            finished_at=rfc3339(utc_now()),
+            jobs=request.jobs,
+            estimated_bytes=self.estimate,
+            message="backed up %d rows of %d tables" % (index.rows, len(index.tables)),
+            **_summary(index),  # type: ignore[arg-type]
+        )
+        self.log.info("committed", key=self.key, stored_bytes=stored.size, rows=index.rows, seconds=result.seconds)
+        return result
+
+    def _write(self, facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:
+        """Everything from the schema block to the footer."""
+        request, leader, clients = self.request, self.leader, self.clients
+        self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
+        self.block_size = plan.block_size(self.estimate)
+        with stage("schema dump"):
+            dumped = schema.dump_schema(
+                clients, self.processes, request.database, leader.snapshot, request.filters, request.lock_timeout
+            )
+            found = schema.contents(schema.entries(clients, self.processes, dumped))
+        with stage("head"):
+            self.archive.text("schema", schema.as_comments(dumped))
+            self.archive.text("pre", self._script(dumped, "pre-data"))
+        chosen = [each for each in facts if each.oid in found.relations and not self._without_rows(each)]
+        missing = found.relations - {oid for oid, _schema, _name, _kind in postgres.user_tables(leader)}
+        if missing:
+            raise BackupError("pg_dump took %d tables that were not locked" % len(missing))
+        tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(chosen)]
+        with stage("table data"):
+            copier = self._copy(chosen)
+        with stage("rest of the data"):
+            blocks = self._blocks("rest")
+            tables += self._rest(found, copier, blocks, len(tables))
+            blocks.close()
+        copier.rows.update(blocks.rows)
+        copier.raw_bytes.update(blocks.raw_bytes)
+        with stage("tail"):
+            self.archive.text("post", self._script(dumped, "post-data"))
+            index = self._index(info, tables, copier)
+            self.archive.finish(index)
+        return index
+
+    def _without_rows(self, facts: TableFacts) -> bool:
+        return matches(self.request.filters.exclude_table_data, facts.schema, facts.name)
+
+    def _script(self, dumped: bytes, section: str) -> bytes:
+        text = schema.pg_restore_text(self.clients, self.processes, dumped, ["--section=" + section, "-f", "-"])
+        return schema.for_server(text, self.leader.major)
+
+    def _blocks(self, section: str) -> copying.RowBlocks:
+        return copying.RowBlocks(self.archive, section, self.leader.encoding, self.leader.codec, self.block_size)
+
+    def _copy(self, chosen: Sequence[TableFacts]) -> copying.DataCopier:
+        tasks = plan.plan_copies(list(enumerate(chosen)), self.request.jobs)
+        done = [0]
+
+        def on_done(size: int) -> None:
+            done[0] += size
+            self.log.progress(done[0], self.estimate, "table data")
+
+        copier = copying.DataCopier(
+            self.clients, self.processes, self.leader, self.request.database, lambda: self._blocks("data"), on_done
+        )
+        run_parallel(tasks, copier.copy, min(self.request.jobs, max(1, len(tasks))), self.processes.kill_all)
+        blocked = copier.copy_blocked()
+        if blocked:
+            self.log.info("copied_by_leader", tasks=blocked, detail="another session waits for a lock on their tables")
+        return copier
+
+    def _rest(
+        self, found: schema.Contents, copier: copying.DataCopier, blocks: copying.RowBlocks, number: int
+    ) -> List[Table]:
+        """Extension configuration, sequence positions, large objects. The tables whose rows it holds."""
+        leader, sequences = self.leader, set(found.sequences)
+        tables: List[Table] = []
+        for oid, name, table, kind, condition in postgres.extension_tables(leader, sorted(found.extensions)):
+            if kind == "S":
+                sequences.add(oid)
+                continue
+            item = plan.CopyItem(number + len(tables), postgres.table_facts(leader, [oid])[0])
+            columns = ", ".join(item.facts.columns)
+            statement = "COPY (SELECT %s FROM ONLY %s %s) TO STDOUT" % (columns, item.name, condition)
+            copier.copy_in_leader(item, statement, blocks)
+            tables.append(Table(item.table, oid, name, table))
+        for value in postgres.sequence_values(leader, sorted(sequences)):
+            where = postgres.literal(postgres.qualified(value.schema, value.name))
+            statement = "SELECT pg_catalog.setval(%s, %d, %s);\n" % (
+                where,
+                value.last_value,
+                str(value.is_called).lower(),
+            )
+            blocks.sql(statement.encode(leader.codec))
+        if found.large_objects:
+            for oid in postgres.large_object_oids(leader):
+                self._large_object(oid, blocks)
+        return tables
+
+    def _large_object(self, oid: int, blocks: copying.RowBlocks) -> None:
+        offset = 0
+        while True:
+            data = postgres.large_object_chunk(self.leader, oid, offset, LARGE_OBJECT_PIECE)
+            if data:
+                text = "SELECT pg_catalog.lo_put('%d'::oid, %d, '\\x%s');\n" % (oid, offset, data.hex())
+                blocks.sql(text.encode("ascii"))
+            offset += len(data)
+            if len(data) < LARGE_OBJECT_PIECE:
+                return
+
+    def _index(self, info: DatabaseInfo, tables: Sequence[Table], copier: copying.DataCopier) -> Index:
+        counted = tuple(
+            replace(each, rows=copier.rows.get(each.number, 0), raw_bytes=copier.raw_bytes.get(each.number, 0))
+            for each in tables
+        )
+        return Index(
+            format_version=FORMAT_VERSION,
+            engine_version=ENGINE_VERSION,
+            correlation_id=self.request.correlation_id,
+            compression=self.request.compression,
+            database=info,
+            server_version=self.leader.version,
+            pg_dump_version=self.clients.major,
+            snapshot_at=rfc3339(self.leader.snapshot_at),
+            started_at=rfc3339(self.start),
+            finished_at=rfc3339(utc_now()),
+            raw_bytes=self.archive.raw_bytes,
+            stored_bytes=self.archive.offset,
+            rows=sum(each.rows for each in counted),
+            tables=counted,
+            blocks=tuple(self.archive.blocks),
+            filtered=self.request.filters != Filters(),
+        )
+
+
+def _abort(upload: Upload, log: Log) -> None:
+    """Leave nothing in the store; a store that cannot even do that must not hide the first cause."""
+    try:
+        upload.abort()
+    except BackupError as error:
+        log.warning("abort_failed", message=error.sentence())

@@ -1,0 +1,156 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which backups there are: key names, listing, finding one, reading its index."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import List, Optional, Tuple
+from urllib.parse import quote as percent_encode
+from urllib.parse import unquote
+
+from . import archive
+from .errors import BackupError, IntegrityError, NotFoundError, UsageError
+from .model import EXTENSIONS, BackupInfo, Index, Storage
+from .store import Store, StoredObject, open_store
+
+_KEY = re.compile(r"^(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)$")
+_READERS = 8  # footers read at once
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def new_key(storage: Storage, database: str, moment: datetime, compression: str) -> str:
+    """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`; odd characters of the name are percent-encoded."""
+    name = percent_encode(database, safe=" !+,=@()[]~")
+    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), EXTENSIONS[compression]))
+
+
+def whole_key(storage: Storage, key: str) -> str:
+    """The key with the prefix before it, unless it is there already."""
+    prefix = storage.prefix.strip("/")
+    if not prefix or key.startswith(prefix + "/"):
+        return key
+    return prefix + "/" + key
+
+
+def compression_of(key: str) -> str:
+    """The codec a key's extension names; empty for none of ours."""
+    for compression, extension in sorted(EXTENSIONS.items(), key=lambda item: -len(item[1])):
+        if key.endswith(extension):
+            return compression
+    return ""
+
+
+def parse_key(key: str) -> Tuple[str, str]:
+    """(database, time) of a templated key; empty strings for another."""
+    match = _KEY.match(key.rsplit("/", 1)[-1])
+    return (unquote(match.group("database")), match.group("time")) if match else ("", "")
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 time; without a zone it is UTC. UsageError otherwise."""
+    try:
+        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
+    except ValueError:
+        raise UsageError("%r is not a time such as 2026-01-31T02:00:00Z" % text) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def list_backups(storage: Storage, database: str = "") -> List[BackupInfo]:
+    """Every object that could be a backup, newest first; those without our footer are marked foreign."""
+    store = open_store(storage)
+    found = candidates(store, database)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda info: replace(info, foreign=_is_foreign(store, info)), found))
+
+
+def candidates(store: Store, database: str = "") -> List[BackupInfo]:
+    """The listing alone, newest first: nothing is read, so `foreign` is not known yet."""
+    prefix = store.storage.prefix.strip("/")
+    found = [
+        _info(store.storage, item) for item in store.list(prefix + "/" if prefix else "") if compression_of(item.key)
+    ]
+    found = [info for info in found if not database or info.database == database]
+    return sorted(found, key=lambda info: (info.time or info.modified_at, info.key), reverse=True)
+
+
+def _info(storage: Storage, item: StoredObject) -> BackupInfo:
+    database, time = parse_key(item.key)
+    return BackupInfo(
+        key=item.key,
+        url=storage.url(item.key),
+        size=item.size,
+        modified_at=item.modified_at,
+        database=database,
+        time=time,
+        compression=compression_of(item.key),
+        etag=item.etag,
+    )
+
+
+def _is_foreign(store: Store, info: BackupInfo) -> bool:
+    try:
+        return not archive.has_footer(lambda offset, length: store.read(info.key, offset, length), info.size)
+    except (IntegrityError, NotFoundError):
+        return True  # damaged, or removed meanwhile: nothing that we would vouch for
+
+
+def find(store: Store, key: str) -> StoredObject:
+    """The object of a key given with or without the prefix. NotFoundError names the nearest keys."""
+    for name in dict.fromkeys([whole_key(store.storage, key), key]):
+        item = store.stat(name)
+        if item is not None:
+            return item
+    raise NotFoundError(
+        "Backup not found: %s" % store.storage.url(whole_key(store.storage, key)), hint=_nearest(store, key)
+    )
+
+
+def _nearest(store: Store, key: str) -> str:
+    try:
+        keys = [info.key for info in candidates(store)]
+    except BackupError:
+        return ""
+    if not keys:
+        return "There are no backups under %s." % store.storage.url(store.storage.prefix)
+    near = difflib.get_close_matches(key, keys, 3, 0.4) or keys[:3]
+    return "There are %d others, such as %s." % (len(keys), ", ".join(near))
+
+
+def latest(store: Store, database: str, before: str = "") -> StoredObject:
+    """The newest backup of a database, by the time in its key, older than `before` when that is given."""
+    moment = parse_time(before) if before else None
+    for info in candidates(store, database):
+        if not info.time or (moment is not None and parse_time(info.time) >= moment):
+            continue
+        item = store.stat(info.key)
+        if item is not None:
+            return item
+    raise NotFoundError(
+        "Backup not found: no backup of database %s%s in %s"
+        % (database, " before " + before if before else "", store.storage.url(store.storage.prefix))
+    )
+
+
+def read_index(store: Store, item: StoredObject) -> Optional[Index]:
+    """What the object says of itself; None for a foreign one."""
+    return archive.read_index(lambda offset, length: store.read(item.key, offset, length), item.size)
+
+
+def describe(storage: Storage, key: str) -> Index:
+    """The index of one backup. NotFoundError, or IntegrityError for an object that has none."""
+    store = open_store(storage)
+    item = find(store, key)
+    index = read_index(store, item)
+    if index is None:
+        raise IntegrityError(
+            "%s has no index: it was not written by this engine, or is cut off" % storage.url(item.key),
+            hint="It can still be restored, as one serial stream.",
+        )
+    return index

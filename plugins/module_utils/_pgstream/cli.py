@@ -1,0 +1,345 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The command: `backup`, `restore KEY`, `list`, `check`, configured by the environment; flags override.
+
+stdout: log lines of level INFO, and last one JSON line, the result. stderr: warnings and errors; where the run failed,
+last one line of level ERROR, event `failed`. The exit status is that of the error's class (see `errors`). On a
+terminal the lines are for people instead, as are the tables of `list` and `check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO
+from urllib.parse import quote
+
+from . import config
+from .errors import BackupError, UsageError
+from .events import new_correlation_id, utc_now
+from .model import COMPRESSIONS, ENGINE_VERSION, BackupInfo, Filters, Finding, RestoreRequest, Server, Storage
+from .progress import TerminalLog, amount, is_terminal, printable
+
+Texts = Mapping[str, str]
+
+_PACKAGES = {"boto3": "boto3", "botocore": "boto3", "s3transfer": "boto3", "psycopg2": "psycopg2-binary"}
+_SECRET_FLAG = re.compile(r"--?[\w-]*(pass|secret|token|credential|access-?key)[\w-]*", re.IGNORECASE)
+
+
+class Interrupted(BackupError):
+    """A signal asked the run to stop. Raised in the main thread, so that the engine cleans up as after any failure."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb hands back: the result line, its form for a terminal, and whether it counts as a failure."""
+
+    fields: Dict[str, Any]
+    table: str = ""
+    failure: Optional[BackupError] = None
+
+
+def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) -> int:
+    """Run one verb and return the exit status. Raises nothing, but for the SystemExit of --help and --version."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    environment = dict(os.environ if environ is None else environ)
+    out, err = _utf8(sys.stdout), _utf8(sys.stderr)
+    debug = "--debug" in arguments
+    log = TerminalLog(new_correlation_id(), "", environment.get("POSTGRES_DB", ""), out, err)
+    with log, _Signals() as signals:
+        try:
+            options = parse(arguments)
+            log.operation = options.verb
+            outcome = _run(options, environment, log)
+            signals.ignore()  # what is done is done: the result shall be told
+            log.bar.close()
+            shown = outcome.table if outcome.table and is_terminal(out) and not options.json else ""
+            line = {"event": "result", "correlation_id": log.correlation_id, **outcome.fields}
+            out.write((shown or json.dumps(line, ensure_ascii=False, default=str)) + "\n")
+            out.flush()
+            error: Optional[BaseException] = outcome.failure
+        except (Exception, KeyboardInterrupt) as caught:
+            signals.ignore()
+            error = signals.received or caught  # what else fails then is an echo of the interrupt
+        log.bar.close()
+        return 0 if error is None else _fail(log, error, environment, debug)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises UsageError. Flags that stand for a variable are found under its name, None where absent."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if _SECRET_FLAG.fullmatch(name):  # before argparse, whose message would show the value
+            raise UsageError(
+                "no flag takes a secret (%s): every user of the machine can read a process's arguments" % name,
+                hint="Use the environment, such as POSTGRES_PASSWORD_FILE.",
+            )
+    return _parser().parse_args(list(arguments))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint="See %s --help." % self.prog)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pgstream",
+        description="Stream PostgreSQL databases to object storage and back.",
+        epilog="Configured by the environment (POSTGRES_*, RCLONE_S3_* or AWS_*, BACKUP_*); flags override it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=ENGINE_VERSION)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for variable in ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_USER", "BACKUP_STORE", "BACKUP_PREFIX"):
+            _setting(found, variable)
+        found.add_argument("--debug", action="store_true", help="show where an error came from")
+        found.set_defaults(json=True)
+        return found
+
+    backup = verb("backup", "Back up POSTGRES_DB as one object.")
+    _setting(backup, "BACKUP_KEY")
+    _setting(backup, "BACKUP_COMPRESSION", "one of " + ", ".join(COMPRESSIONS))
+    _setting(backup, "BACKUP_COMPRESSION_LEVEL")
+    _setting(backup, "BACKUP_JOBS")
+    _setting(backup, "BACKUP_FRESH_WITHIN", "do nothing if a backup is younger than this: 30s, 90m, 6h, 2d")
+    backup.add_argument("--overwrite", action="store_true", help="replace an object of the same key")
+    for name in ("schema", "exclude-schema", "table", "exclude-table", "exclude-table-data"):
+        _pattern(backup, name, "a pattern as pg_dump knows it; may be repeated")
+    backup.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")
+
+    restore = verb("restore", "Restore a backup.")
+    restore.add_argument("key", metavar="KEY", help="a backup's key, or latest")
+    restore.add_argument("--target-db", default="", metavar="NAME", help="default: POSTGRES_DB, else the backup's own")
+    restore.add_argument("--create", action="store_true", help="the target does not exist yet: create it")
+    restore.add_argument("--strategy", default="auto", choices=("auto", "swap", "in_place"))
+    old = restore.add_mutually_exclusive_group()
+    old.add_argument("--keep-old", dest="keep_old", action="store_true", default=True, help="swap: keep what was there")
+    old.add_argument("--drop-old", dest="keep_old", action="store_false", help="swap: drop what was there")
+    _setting(restore, "BACKUP_JOBS")
+    for name in ("schema", "table"):
+        _pattern(restore, name, "restore only this; may be repeated")
+    restore.add_argument("--no-owner", action="store_true")
+    restore.add_argument("--no-privileges", action="store_true")
+    restore.add_argument("--role", default="", help="SET ROLE to this before restoring")
+    restore.add_argument("--latest-before", default="", metavar="TIME", help="with latest: made before this, RFC 3339")
+    restore.add_argument("--source-db", default="", metavar="NAME", help="with latest: of this database")
+    restore.add_argument("--no-analyze", dest="analyze", action="store_false")
+    restore.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")
+
+    for name, text in (("list", "List the backups."), ("check", "Check the server and the store.")):
+        verb(name, text).add_argument("--json", action="store_true", default=False, help="JSON on a terminal too")
+    return parser
+
+
+def _setting(parser: argparse.ArgumentParser, variable: str, text: str = "") -> None:
+    parser.add_argument(config.FLAGS[variable], dest=variable, metavar="VALUE", help=text or "overrides " + variable)
+
+
+def _pattern(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    parser.add_argument("--" + name, action="append", default=[], metavar="NAME", help=text)
+
+
+def _run(options: argparse.Namespace, environ: Texts, log: TerminalLog) -> Outcome:
+    flags = {name: value for name, value in vars(options).items() if name in config.FLAGS and value is not None}
+    verbs = {"backup": _backup, "restore": _restore, "list": _list, "check": _check}
+    try:
+        return verbs[options.verb](options, environ, flags, log)
+    except ImportError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise UsageError(
+            "the Python package %s is not installed" % package, hint="Install it: pip install %s" % package
+        ) from error
+
+
+# Each verb imports its part of the engine when it runs: --help needs neither boto3 nor psycopg2.
+
+
+def _backup(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    filters = Filters(
+        schemas=tuple(options.schema),
+        exclude_schemas=tuple(options.exclude_schema),
+        tables=tuple(options.table),
+        exclude_tables=tuple(options.exclude_table),
+        exclude_table_data=tuple(options.exclude_table_data),
+    )
+    request = config.backup_request(environ, flags, filters, options.overwrite, log.correlation_id)
+    from . import backup
+
+    verb = backup.predict_backup if options.dry_run else backup.back_up
+    return Outcome({**asdict(verb(request, log)), "dry_run": options.dry_run})
+
+
+def _restore(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    wanted = RestoreRequest(
+        server=Server(),
+        storage=Storage(),
+        key=options.key,
+        database=options.target_db,
+        source_database=options.source_db,
+        latest_before=options.latest_before,
+        create=options.create,
+        strategy=options.strategy,
+        keep_old=options.keep_old,
+        schemas=tuple(options.schema),
+        tables=tuple(options.table),
+        no_owner=options.no_owner,
+        no_privileges=options.no_privileges,
+        role=options.role,
+        analyze=options.analyze,
+        correlation_id=log.correlation_id,
+    )
+    log.database = options.target_db or log.database
+    request = config.restore_request(environ, flags, wanted)
+    from . import restore
+
+    verb = restore.predict_restore if options.dry_run else restore.restore
+    return Outcome({**asdict(verb(request, log)), "dry_run": options.dry_run})
+
+
+def _list(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    storage = config.storage(environ, flags)
+    log.database = ""  # of every database
+    from . import catalog
+
+    backups = catalog.list_backups(storage)
+    fields = {"operation": "list", "backups": [asdict(one) for one in backups]}
+    table = _backup_table(backups, utc_now()) or "No backups in %s" % printable(storage.url(storage.prefix))
+    return Outcome(fields, table)
+
+
+def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    server, storage, database = config.check_target(environ, flags)
+    from . import check
+
+    result = check.check(server, storage, database, log)
+    bad = ["%s: %s" % (finding.name, finding.detail) for finding in result.findings if not finding.ok]
+    failure = None if result.ok else BackupError("; ".join(bad) or "the check did not pass", stage="check")
+    fields = {**asdict(result), "correlation_id": log.correlation_id}
+    return Outcome(fields, _finding_table(result.findings), failure)
+
+
+def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
+    rows = [["AGE", "SIZE", "DATABASE", "KEY"]] if backups else []
+    for one in backups:
+        mark = "  (foreign)" if one.foreign else ""
+        rows.append([_age(one.time or one.modified_at, now), amount(one.size), one.database, one.key + mark])
+    return _table(rows)
+
+
+def _finding_table(findings: Sequence[Finding]) -> str:
+    return _table([["ok" if one.ok else "FAULT", one.name, one.detail] for one in findings])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join(lines)
+
+
+def _age(then: str, now: datetime) -> str:
+    """Since an RFC 3339 time, in its two largest units: `3d 4h`."""
+    try:
+        moment = datetime.strptime(config.moment(then)[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    except ValueError:
+        return "?"
+    seconds = max(0, int((now - moment).total_seconds()))
+    for large, small, unit in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
+        if seconds >= large:
+            return "%d%s %d%s" % (seconds // large, unit[0], seconds % large // small, unit[1])
+    return "%ds" % seconds
+
+
+def _fail(log: TerminalLog, error: BaseException, environ: Texts, debug: bool) -> int:
+    """Write the one ERROR line and return the exit status."""
+    secrets = config.secret_values(environ)
+    fields: Dict[str, object] = {"stage": "", "exit_code": 1}
+    if isinstance(error, BackupError):
+        # A word that is no secret elsewhere, such as the user's name, stays readable though it is the password too.
+        public = {environ.get(name) for name in ("POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "RCLONE_S3_BUCKET")}
+        secrets = tuple(secret for secret in secrets if secret not in public)
+        message = error.sentence()
+        fields.update(stage=error.stage, exit_code=error.exit_code)
+    else:
+        message = ("unexpected %s: %s" % (type(error).__name__, error)).strip().rstrip(":")
+    fields["message"] = mask(message, secrets)
+    if debug:
+        trace = traceback.format_exception(type(error), error, error.__traceback__)
+        fields["traceback"] = mask("".join(trace), config.secret_values(environ))
+    try:
+        log.error("failed", **fields)
+    except OSError:
+        pass  # nobody reads stderr any more; the exit status still says it
+    if isinstance(error, BrokenPipeError):
+        _silence(sys.stdout)
+    return int(str(fields["exit_code"]))
+
+
+def mask(text: str, secrets: Sequence[str]) -> str:
+    """`text` with every secret as `***`, also where it was quoted by repr or for a URL. Longest first."""
+    forms = {form for secret in secrets for form in (secret, repr(secret)[1:-1], quote(secret), quote(secret, safe=""))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def _utf8(stream: TextIO) -> TextIO:
+    """JSON is UTF-8 whatever the locale; what cannot be encoded (an odd byte in an argument) becomes an escape."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return stream
+
+
+def _silence(stream: TextIO) -> None:
+    """Keep the interpreter from failing again when it flushes a pipe nobody reads."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        pass
+
+
+class _Signals:
+    """While open, the first signal that asks to stop raises Interrupted in the main thread; further ones, which would
+    cut the cleanup short, do nothing. Python functions all of them, not SIG_IGN: children would inherit that."""
+
+    def __init__(self) -> None:
+        self.received: Optional[Interrupted] = None
+        self._armed = True
+        self._before: Dict[int, Any] = {}
+
+    def ignore(self) -> None:
+        self._armed = False
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to take
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                # nohup and background shells have them ignored on purpose
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        if self._armed:
+            self._armed = False
+            self.received = Interrupted("Interrupted by %s" % signal.Signals(number).name)
+            raise self.received

@@ -1,0 +1,241 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rows into blocks: COPY output cut at newlines into self-contained SQL, counted, compressed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+from .archive import ArchiveWriter, BlockEncoder
+from .clients import Clients
+from .errors import BackupError
+from .plan import CopyItem, CopyTask
+from .postgres import SESSION_SETTINGS, Leader, literal
+from .process import Processes
+from .workers import check_running
+
+_END = b"\\.\n"  # the end of rows in a script; never a row, because COPY doubles every backslash
+END_AFTER_ROWS = b"\n" + _END
+_LOCKED = "55P03"  # SQLSTATE lock_not_available
+
+
+def preamble(encoding: str) -> bytes:
+    """What makes a block valid SQL alone, whatever session it runs in."""
+    return (
+        "SET client_encoding = '%s';\n"
+        "SET standard_conforming_strings = on;\n"
+        "SET search_path = '';\n"
+        "SET statement_timeout = 0;\n"
+        "SET lock_timeout = 0;\n"
+        "SET idle_in_transaction_session_timeout = 0;\n"
+        "SET row_security = off;\n"
+        "SET check_function_bodies = false;\n"
+        "SET xmloption = content;\n"
+        "SET client_min_messages = warning;\n\n" % encoding
+    ).encode("ascii")
+
+
+class RowBlocks:
+    """The blocks of one COPY task or of one section: begins a new block whenever one is full."""
+
+    def __init__(self, archive: ArchiveWriter, section: str, encoding: str, codec: str, block_size: int) -> None:
+        self._archive = archive
+        self._section = section
+        self._preamble = preamble(encoding)
+        self._codec = codec
+        self._block_size = block_size
+        self._encoder: Optional[BlockEncoder] = None
+        self._item: Optional[CopyItem] = None
+        self._head = b""
+        self._open = False  # the COPY statement of the current item is in the current block
+        self.rows: Dict[int, int] = {}
+        self.raw_bytes: Dict[int, int] = {}
+
+    def begin(self, item: CopyItem) -> None:
+        self._item = item
+        self._head = item.in_statement().encode(self._codec)
+        self._open = False
+        self.rows.setdefault(item.table, 0)
+        self.raw_bytes.setdefault(item.table, 0)
+
+    def write(self, chunk: bytes) -> None:
+        """Rows of the current item as COPY gave them, in pieces of any size."""
+        while chunk:
+            if not self._open:
+                self._start_copy()
+            assert self._encoder is not None
+            room = self._block_size - self._encoder.raw_length
+            if len(chunk) < room:
+                self._rows(chunk)
+                return
+            cut = chunk.rfind(b"\n", 0, max(room, 0)) + 1 or chunk.find(b"\n", max(room, 0)) + 1
+            if not cut:
+                self._rows(chunk)  # a row longer than a block: the block grows with it
+                return
+            self._rows(chunk[:cut])
+            self.end()
+            self.close()
+            chunk = chunk[cut:]
+
+    def end(self) -> None:
+        """The current item's rows are complete."""
+        if self._open:
+            self._text(_END + b"\n")
+            self._open = False
+
+    def sql(self, text: bytes) -> None:
+        """A whole statement that is no COPY."""
+        self._text(text)
+        if self._encoder is not None and self._encoder.raw_length >= self._block_size:
+            self.close()
+
+    def close(self) -> None:
+        """Append the block that is open, if there is one."""
+        if self._encoder is not None:
+            self._archive.append(self._encoder.finish())
+            self._encoder = None
+
+    def _start_copy(self) -> None:
+        self._text(self._head)
+        self._open = True
+
+    def _rows(self, chunk: bytes) -> None:
+        assert self._encoder is not None and self._item is not None
+        table = self._item.table
+        rows = chunk.count(b"\n")
+        self._encoder.write(chunk)
+        self._encoder.count(table, rows)
+        self.rows[table] += rows
+        self.raw_bytes[table] += len(chunk)
+
+    def _text(self, text: bytes) -> None:
+        if self._encoder is None:
+            self._encoder = self._archive.encoder(self._section)
+            self._encoder.write(self._preamble)
+        self._encoder.write(text)
+
+
+class _CutShort(BackupError):
+    """psql's output ended early: psql itself knows why."""
+
+
+class DataCopier:
+    """Runs COPY tasks over psql under the leader's snapshot, and in the leader itself where a lock is in the way."""
+
+    def __init__(
+        self,
+        clients: Clients,
+        processes: Processes,
+        leader: Leader,
+        database: str,
+        new_blocks: Callable[[], RowBlocks],
+        on_done: Callable[[int], None],
+    ) -> None:
+        self._clients = clients
+        self._processes = processes
+        self._leader = leader
+        self._database = database
+        self._new_blocks = new_blocks
+        self._on_done = on_done
+        self._lock = threading.Lock()
+        self._blocked: List[CopyTask] = []
+        self.rows: Dict[int, int] = {}
+        self.raw_bytes: Dict[int, int] = {}
+
+    def copy(self, task: CopyTask) -> None:
+        """One task through a psql of its own. Its exit status, not the end of its output, says that it is whole."""
+        script = self._script(task)
+        process = self._clients.psql(
+            self._processes, self._database, self._leader.encoding, "psql", script=script, bulk=True
+        )
+        blocks = self._new_blocks()
+        try:
+            receive(task.items, process.chunks(), blocks)
+            process.finish()
+        except BackupError as error:
+            check_running(self._processes.closed)
+            cause = process.cause() if isinstance(error, _CutShort) else error
+            if _LOCKED in process.stderr_text() and not any(blocks.raw_bytes.values()):
+                # Someone waits for a stronger lock, behind the leader's: a new session would queue behind them, and
+                # they behind us, for ever. The leader has its lock already.
+                with self._lock:
+                    self._blocked.append(task)
+                return
+            raise (cause or error) from None
+        blocks.close()
+        self._add(task, blocks)
+
+    def copy_blocked(self) -> int:
+        """Copy what was put aside, through the leader's own session; the number of such tasks."""
+        for task in self._blocked:
+            blocks = self._new_blocks()
+            for item in task.items:
+                check_running(self._processes.closed)
+                self.copy_in_leader(item, item.out_statement(), blocks)
+            blocks.close()
+            self._add(task, blocks)
+        return len(self._blocked)
+
+    def copy_in_leader(self, item: CopyItem, statement: str, blocks: RowBlocks) -> None:
+        blocks.begin(item)
+        before = blocks.rows[item.table]
+        said = self._leader.copy_to(statement, blocks)
+        blocks.end()
+        counted = blocks.rows[item.table] - before
+        if said != counted:
+            raise BackupError("the server sent %d rows of %s, %d arrived" % (said, item.name, counted))
+
+    def _add(self, task: CopyTask, blocks: RowBlocks) -> None:
+        with self._lock:
+            for table, rows in blocks.rows.items():
+                self.rows[table] = self.rows.get(table, 0) + rows
+                self.raw_bytes[table] = self.raw_bytes.get(table, 0) + blocks.raw_bytes[table]
+        self._on_done(task.size)
+
+    def _script(self, task: CopyTask) -> bytes:
+        names = dict.fromkeys(item.name for item in task.items)
+        # "\;" sends statements in one message: one round trip.
+        lines = [
+            "\\set VERBOSITY sqlstate",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY\\; SET TRANSACTION SNAPSHOT %s\\; "
+            % literal(self._leader.snapshot)
+            + "\\; ".join(SESSION_SETTINGS)
+            + ";",
+            "LOCK TABLE ONLY %s IN ACCESS SHARE MODE NOWAIT;" % ", ONLY ".join(names),
+            "\\set VERBOSITY default",
+        ]
+        for item in task.items:
+            lines += [item.out_statement() + ";", "\\echo '\\\\.'"]
+        return ("\n".join(lines) + "\n").encode(self._leader.codec)
+
+
+def receive(items: Sequence[CopyItem], chunks: Iterator[bytes], blocks: RowBlocks) -> None:
+    """Cut psql's output into the rows of each item: every item ends with a line `\\.`, and the output with the last."""
+    rest = b""
+    for item in items:
+        blocks.begin(item)
+        rest = _rows_until_end(item, rest, chunks, blocks)
+        blocks.end()
+    if rest or next(chunks, b""):
+        raise BackupError("psql wrote more than was asked of it")
+
+
+def _rows_until_end(item: CopyItem, data: bytes, chunks: Iterator[bytes], blocks: RowBlocks) -> bytes:
+    """Pass rows on until the terminator line; what follows it. The newline put before the first row is not passed."""
+    data, skip = b"\n" + data, 1
+    while True:
+        end = data.find(END_AFTER_ROWS)
+        if end >= 0:
+            blocks.write(data[skip : end + 1])
+            return data[end + len(END_AFTER_ROWS) :]
+        cut = len(data) - len(END_AFTER_ROWS) + 1  # what follows may be the beginning of a terminator
+        if cut > 0:
+            blocks.write(data[skip:cut])
+            data, skip = data[cut:], 0
+        more = next(chunks, b"")
+        if not more:
+            raise _CutShort("psql ended its output in the middle of %s" % item.name)
+        data += more

@@ -1,0 +1,179 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Blocks into psql: read in runs, checked before a byte is passed on, the server's row counts compared."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
+
+from . import archive
+from .clients import Clients
+from .copying import END_AFTER_ROWS
+from .errors import BackupError, IntegrityError
+from .model import Block, Index
+from .postgres import quote
+from .process import Process, Processes
+from .store import Store
+from .workers import check_running
+
+LARGEST_RUN = 16 << 20  # stored bytes of one psql run
+SMALLEST_RUN = 1 << 20
+#: What only speeds a load, or keeps a database's or role's settings from hindering it.
+LOAD_OPTIONS = (
+    "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0 -c lock_timeout=0"
+    " -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off"
+    " -c client_min_messages=warning"
+)
+
+
+class Loader:
+    """Feeds SQL to the target database. One per restore; `load` may run in several threads."""
+
+    def __init__(
+        self, clients: Clients, processes: Processes, database: str, role: str, encoding: str = "UTF8"
+    ) -> None:
+        self._clients = clients
+        self._processes = processes
+        self._database = database
+        self._role = role
+        self._encoding = encoding
+        self._lock = threading.Lock()
+        self.rows: Dict[int, int] = {}
+        self.stored_bytes = 0
+        self.raw_bytes = 0
+
+    def open(self, name: str = "psql") -> Process:
+        process = self._clients.psql(
+            self._processes, self._database, self._encoding, name, quiet=False, options=LOAD_OPTIONS
+        )
+        if self._role:
+            process.write(("SET ROLE %s;\n" % quote(self._role)).encode())
+        return process
+
+    def script(self, sql: bytes) -> None:
+        """A script held in memory, to its end."""
+        process = self.open()
+        process.write(sql)
+        process.close_input()
+        process.finish()
+
+    def load(
+        self, store: Store, key: str, index: Index, run: Sequence[Block], chosen: Optional[Set[int]] = None
+    ) -> None:
+        """One run of adjacent blocks, in one transaction: should this process die, psql sees the end of its input and
+        nothing of the run stays. `chosen` limits it to the rows of these tables."""
+        process = self.open()
+        process.write(b"BEGIN;\n")
+        expected: List[tuple] = []
+        reader = Reader(store, key, run)
+        for block in run:
+            check_running(self._processes.closed)
+            stored = reader.next_block(block)
+            sql = archive.block_sql(index.compression, block, stored)
+            if chosen is not None and any(number not in chosen for number, _rows in block.tables):
+                sql = iter([only(b"".join(sql), block, chosen)])
+            for piece in sql:
+                process.write(piece)
+            expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
+            with self._lock:
+                self.stored_bytes += block.length
+                self.raw_bytes += block.raw_length
+        process.write(b"COMMIT;\n")
+        process.close_input()
+        process.finish()
+        self._compare(index, expected, copied_rows(process.said()))
+
+    def _compare(self, index: Index, expected: Sequence[tuple], counts: Sequence[int]) -> None:
+        if len(expected) != len(counts):
+            raise IntegrityError("the server ran %d COPY statements, the index names %d" % (len(counts), len(expected)))
+        for (number, rows), count in zip(expected, counts):
+            if rows != count:
+                table = index.tables[number]
+                raise IntegrityError(
+                    "the server took %d rows of %s.%s, the index says %d" % (count, table.schema, table.name, rows)
+                )
+        with self._lock:
+            for number, rows in expected:
+                self.rows[number] = self.rows.get(number, 0) + rows
+
+
+class Reader:
+    """The bytes of adjacent blocks, from one ranged read of the store; one block in memory at a time."""
+
+    def __init__(self, store: Store, key: str, run: Sequence[Block]) -> None:
+        self._pieces: Iterator[bytes] = store.stream(key, run[0].offset, sum(block.length for block in run))
+        self._rest = b""
+
+    def next_block(self, block: Block) -> bytes:
+        held = [self._rest]
+        size = len(self._rest)
+        while size < block.length:
+            piece = next(self._pieces, b"")
+            if not piece:
+                raise IntegrityError("the object ended in the middle of the block at byte %d" % block.offset)
+            held.append(piece)
+            size += len(piece)
+        data = b"".join(held)
+        self._rest = data[block.length :]
+        return data[: block.length]
+
+
+def copied_rows(said: bytes) -> List[int]:
+    """The row counts of the COPY statements, from the command tags that psql prints."""
+    return [int(line[5:]) for line in said.splitlines() if line.startswith(b"COPY ") and line[5:].isdigit()]
+
+
+def only(sql: bytes, block: Block, chosen: Set[int]) -> bytes:
+    """A block's SQL with the rows of the chosen tables alone: its COPYs come in the order of `block.tables`."""
+    start = sql.index(b"\nCOPY ") + 1
+    parts, rest = [sql[:start]], sql[start:]
+    for number, _rows in block.tables:
+        end = rest.find(END_AFTER_ROWS)
+        if end < 0:
+            raise IntegrityError("the block at byte %d holds fewer tables than its index says" % block.offset)
+        end += len(END_AFTER_ROWS)
+        if number in chosen:
+            parts.append(rest[:end])
+        rest = rest[end:].lstrip(b"\n")
+    return b"".join(parts)
+
+
+def run_size(index: Index, jobs: int) -> int:
+    """Stored bytes of one psql run: small enough that every worker has several."""
+    return min(LARGEST_RUN, max(SMALLEST_RUN, index.stored_bytes // (jobs * 4)))
+
+
+def load_foreign(
+    loader: Loader, pieces: Iterator[bytes], decode: Callable[[bytes], Iterator[bytes]], finish: Callable[[], None]
+) -> List[int]:
+    """A plain dump as one serial stream; row counts of its COPYs in order.
+
+    A dump that lacks pg_dump's closing line was cut off before it was compressed, which no codec can notice. The
+    child is killed before its input is closed, so that it does not take the cut for the end.
+    """
+    process = loader.open()
+    tail = b"\n"
+    for piece in pieces:
+        loader.stored_bytes += len(piece)
+        for sql in decode(piece):
+            # A line that begins with a backslash and a letter of \connect is never a row: COPY doubles backslashes.
+            if b"\n\\connect " in tail + sql:
+                raise BackupError(
+                    "the dump connects to a database of its own",
+                    hint="It was made with pg_dump -C or pg_dumpall: restore it with psql by hand.",
+                )
+            process.write(sql)
+            loader.raw_bytes += len(sql)
+            tail = (tail + sql)[-4096:]
+    finish()
+    if b"PostgreSQL database dump complete" not in tail:
+        raise IntegrityError(
+            "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
+            hint="Use another backup; what there is can be looked at with gunzip and psql.",
+        )
+    process.close_input()
+    process.finish()
+    return copied_rows(process.said())

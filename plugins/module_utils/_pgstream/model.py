@@ -1,0 +1,277 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The values that flow through the engine: frozen, validated once at the edge, without behaviour of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+FORMAT_VERSION = 1
+ENGINE_VERSION = "0.1.0"
+
+COMPRESSIONS = ("gzip", "zstd", "none")
+EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to reach PostgreSQL. An empty `host` is libpq's default: the local socket."""
+
+    host: str = ""
+    port: int = 5432
+    user: str = ""
+    password: str = field(default="", repr=False)
+    maintenance_db: str = "postgres"
+    ssl_mode: str = ""
+    ca_cert: str = ""
+    ssl_cert: str = ""
+    ssl_key: str = ""
+    connect_params: Tuple[Tuple[str, str], ...] = ()
+    connect_timeout: int = 10  # seconds
+    bindir: str = ""  # where pg_dump, pg_restore and psql are; empty: found by version
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where backups are kept: an S3 bucket, or a local directory."""
+
+    kind: str = "s3"  # s3, local
+    bucket: str = ""
+    directory: str = ""
+    prefix: str = ""
+    endpoint_url: str = ""
+    region: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    profile: str = ""
+    validate_certs: bool = True
+    aws_ca_bundle: str = ""
+    addressing_style: str = "auto"  # auto, path, virtual
+    checksums: str = "when_required"  # when_required, when_supported
+    encryption_mode: str = ""  # "", AES256, aws:kms
+    encryption_kms_key_id: str = ""
+
+    @property
+    def root(self) -> str:
+        """`s3://bucket` or `file:///directory`, without the prefix."""
+        return "s3://" + self.bucket if self.kind == "s3" else "file://" + self.directory
+
+    def url(self, key: str) -> str:
+        return self.root + "/" + key
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to take, as pg_dump's own patterns (`*`, `?`, double quotes). Empty: everything."""
+
+    schemas: Tuple[str, ...] = ()
+    exclude_schemas: Tuple[str, ...] = ()
+    tables: Tuple[str, ...] = ()
+    exclude_tables: Tuple[str, ...] = ()
+    exclude_table_data: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackupRequest:
+    server: Server
+    database: str
+    storage: Storage
+    key: str = ""  # empty: <prefix/><database>_<time>.sql.gz
+    overwrite: str = "never"  # never, always
+    fresh_within: int = 0  # seconds; a whole backup younger than this is enough
+    compression: str = "gzip"
+    compression_level: Optional[int] = None
+    jobs: int = 0  # 0: the smaller of 4 and the cores
+    filters: Filters = Filters()
+    lock_timeout: int = 60  # seconds
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    server: Server
+    storage: Storage
+    key: str  # a key, or "latest"
+    database: str = ""  # the target; empty: the name in the backup
+    source_database: str = ""  # whose latest backup; empty: the target's name
+    latest_before: str = ""  # RFC 3339; only with key "latest"
+    create: bool = False
+    strategy: str = "auto"  # auto, swap, in_place
+    keep_old: bool = True  # swap: keep the replaced database under another name
+    schemas: Tuple[str, ...] = ()
+    tables: Tuple[str, ...] = ()  # "table" or "schema.table"
+    no_owner: bool = False
+    no_privileges: bool = False
+    role: str = ""
+    jobs: int = 0
+    analyze: bool = True
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One self-contained piece of the object. Offsets and lengths in bytes."""
+
+    section: str  # schema, pre, data, rest, post, index
+    offset: int
+    length: int
+    raw_length: int
+    sha256: str
+    table: int = -1  # number in the index; -1: none or several
+    rows: int = 0
+    tables: Tuple[Tuple[int, int], ...] = ()  # (table number, rows) in the order of the COPYs inside
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows are in the backup. `oid` is that of the source, as in the schema archive."""
+
+    number: int
+    oid: int
+    schema: str
+    name: str
+    rows: int = 0
+    raw_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DatabaseInfo:
+    """What `pg_dump` without `-C` does not carry: what the database itself was like."""
+
+    name: str
+    encoding: str
+    collate: str
+    ctype: str
+    owner: str
+    locale_provider: str = "c"  # c, i, b as in pg_database.datlocprovider
+    locale: str = ""
+    icu_rules: str = ""
+    connection_limit: int = -1
+    comment: str = ""
+    acl: Tuple[Tuple[str, str, bool], ...] = ()  # (grantee or "", privilege, grantable)
+    default_acl: bool = True
+    settings: Tuple[Tuple[str, str, str], ...] = ()  # (role or "", name, value as SQL)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the object says of itself: read from its end by two small requests."""
+
+    format_version: int
+    engine_version: str
+    correlation_id: str
+    compression: str
+    database: DatabaseInfo
+    server_version: int  # server_version_num, such as 150018
+    pg_dump_version: int  # major
+    snapshot_at: str  # RFC 3339, UTC
+    started_at: str
+    finished_at: str
+    raw_bytes: int
+    stored_bytes: int  # of the blocks before the index
+    rows: int
+    tables: Tuple[Table, ...]
+    blocks: Tuple[Block, ...]
+    filtered: bool = False
+
+
+@dataclass(frozen=True)
+class BackupInfo:
+    """One object in the store. `foreign`: not written by this engine, restorable as one serial stream."""
+
+    key: str
+    url: str
+    size: int
+    modified_at: str
+    database: str = ""
+    time: str = ""  # RFC 3339, from the key
+    compression: str = ""
+    foreign: bool = False
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class TableResult:
+    schema: str
+    name: str
+    rows: int
+    raw_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    changed: bool
+    database: str
+    key: str
+    url: str
+    correlation_id: str
+    version_id: str = ""
+    etag: str = ""
+    compression: str = ""
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    rows: int = 0
+    tables: int = 0
+    seconds: float = 0.0
+    mb_per_second: float = 0.0  # raw bytes, 10^6 a second
+    snapshot_at: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    server_version: int = 0
+    jobs: int = 0
+    table_rows: Tuple[TableResult, ...] = ()
+    estimated_bytes: int = 0  # the tables on the server's disk, TOAST included
+    message: str = ""
+    operation: str = "backup"
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    changed: bool
+    database: str
+    key: str
+    url: str
+    correlation_id: str
+    source_database: str = ""
+    strategy: str = ""  # what was done: create, swap, in_place
+    old_database: str = ""  # where the replaced database is kept
+    foreign: bool = False
+    stored_bytes: int = 0  # bytes read from the store
+    raw_bytes: int = 0
+    rows: int = 0
+    tables: int = 0
+    seconds: float = 0.0
+    mb_per_second: float = 0.0
+    snapshot_at: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    jobs: int = 0
+    table_rows: Tuple[TableResult, ...] = ()
+    message: str = ""
+    operation: str = "restore"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check: what was looked at, whether it is good, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    ok: bool
+    findings: Tuple[Finding, ...]
+    correlation_id: str = ""
+    operation: str = "check"
+    changed: bool = False
+
+
+Fields = Dict[str, object]
+Names = List[str]

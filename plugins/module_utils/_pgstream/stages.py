@@ -1,0 +1,43 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where an error happened, and every fault of a validation in one message."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List
+
+from .errors import BackupError
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Errors that leave this block say that they happened in this stage, unless one nearer to the cause did."""
+    try:
+        yield
+    except BackupError as error:
+        raise error.at(name)  # noqa: B904 - it is the same error
+
+
+def all_faults(*checks: Callable[[], Any]) -> List[Any]:
+    """Run every check; the first fault is raised with the sentences of the others added. Results in order."""
+    results: List[Any] = []
+    faults: List[BackupError] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except BackupError as error:
+            faults.append(error)
+    if not faults:
+        return results
+    for result in results:
+        for opened in result if isinstance(result, tuple) else (result,):
+            for undo in ("abort", "close"):
+                if hasattr(opened, undo):
+                    getattr(opened, undo)()
+    first = faults[0]
+    for other in faults[1:]:
+        first.hint = ("%s Also: %s" % (first.hint, other.sentence())).strip()
+    raise first

@@ -1,0 +1,92 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One small interface for every place backups are kept; each kind has one door, in a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Optional, Sequence
+
+from ..errors import UsageError
+from ..model import Finding, Storage
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as the store tells of it. `modified_at` is RFC 3339, UTC."""
+
+    key: str
+    size: int
+    modified_at: str = ""
+    etag: str = ""
+    version_id: str = ""
+
+
+class Upload:
+    """An object being written: nothing of it is visible under its key until `commit` returned."""
+
+    def expect(self, estimated: int) -> None:
+        """Say before the first write how many bytes may come at the most, so that parts of one size suffice."""
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Append bytes. Blocks while the parts in flight are as many as memory allows."""
+        raise NotImplementedError
+
+    def commit(self) -> StoredObject:
+        """Make the object exist, whole, and check its stored size. The one call that is the commit."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Leave nothing behind. Safe to call more than once, and after a commit (when it does nothing)."""
+        raise NotImplementedError
+
+
+class Store:
+    """A bucket or directory. Keys are whole: the prefix is part of them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def begin(self, key: str, overwrite: bool, metadata: Optional[Dict[str, str]] = None) -> Upload:
+        """Start an object; fails here, before any work, when the store cannot be written."""
+        raise NotImplementedError
+
+    def probe(self, key: str) -> Optional[StoredObject]:
+        """As `stat`, but None also where the credentials may write and not look: then the commit itself tells."""
+        return self.stat(key)
+
+    def stat(self, key: str) -> Optional[StoredObject]:
+        """The object, or None where there is none."""
+        raise NotImplementedError
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """Exactly that range of bytes."""
+        raise NotImplementedError
+
+    def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
+        """That range in pieces, resumed where a connection broke."""
+        raise NotImplementedError
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        raise NotImplementedError
+
+    def delete(self, key: str, version_id: str = "") -> None:
+        raise NotImplementedError
+
+    def check(self) -> List[Finding]:
+        """Try what a backup and a restore need, leaving nothing behind."""
+        raise NotImplementedError
+
+
+def open_store(storage: Storage) -> Store:
+    if storage.kind == "s3":
+        from .s3 import S3Store
+
+        return S3Store(storage)
+    if storage.kind == "local":
+        from .local import LocalStore
+
+        return LocalStore(storage)
+    raise UsageError("unknown store %r: s3 or local" % storage.kind)

@@ -1,0 +1,208 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Backups in a directory: written under a temporary name, synced, then linked to their own."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from datetime import datetime, timezone
+from typing import Dict, Iterator, List, Optional, Sequence
+
+from ..errors import BackupError, IntegrityError, NotFoundError, StorageError
+from ..events import rfc3339
+from ..model import Finding, Storage
+from . import Store, StoredObject, Upload
+
+PIECE = 1 << 20  # bytes read at a time
+_TEMPORARY = ".pgstream-partial"  # suffix; the name also starts with a dot, so that no listing shows it
+
+
+class LocalStore(Store):
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        self._root = os.path.abspath(storage.directory)
+
+    def _path(self, key: str) -> str:
+        path = os.path.normpath(os.path.join(self._root, key))
+        if os.path.commonpath([self._root, path]) != self._root:
+            raise StorageError("the key %s leads out of the directory %s" % (key, self._root))
+        return path
+
+    def begin(self, key: str, overwrite: bool, metadata: Optional[Dict[str, str]] = None) -> Upload:
+        if not os.path.isdir(self._root):
+            raise StorageError("the directory %s does not exist" % self._root, hint="Create it, or mount it.")
+        path = self._path(key)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _sweep(os.path.dirname(path))
+            return _LocalUpload(key, path, overwrite)
+        except OSError as error:
+            raise _translate(error) from error
+
+    def stat(self, key: str) -> Optional[StoredObject]:
+        try:
+            found = os.stat(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _translate(error) from error
+        return _stored(key, found) if os.path.isfile(self._path(key)) else None
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        data = b"".join(self.stream(key, offset, length))
+        if len(data) != length:
+            raise IntegrityError("%s ended %d bytes early" % (key, length - len(data)))
+        return data
+
+    def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                file.seek(offset)
+                while length:
+                    piece = file.read(min(PIECE, length))
+                    if not piece:
+                        return
+                    length -= len(piece)
+                    yield piece
+        except FileNotFoundError:
+            raise NotFoundError("Backup not found: %s" % self.storage.url(key)) from None
+        except OSError as error:
+            raise _translate(error) from error
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        if not os.path.isdir(self._root):
+            raise StorageError("the directory %s does not exist" % self._root)
+        for directory, folders, files in os.walk(self._root):
+            folders.sort()
+            for name in sorted(files):
+                path = os.path.join(directory, name)
+                key = os.path.relpath(path, self._root)
+                if name.startswith(".") or not key.startswith(prefix):
+                    continue
+                try:
+                    yield _stored(key, os.stat(path))
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+
+    def delete(self, key: str, version_id: str = "") -> None:
+        try:
+            os.unlink(self._path(key))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _translate(error) from error
+
+    def check(self) -> List[Finding]:
+        findings = []
+        try:
+            upload = self.begin(os.path.join(self.storage.prefix, "pgstream-check"), True)
+            upload.write([b"check"])
+            upload.abort()
+            findings.append(Finding("store writable", True, self._root))
+            free = os.statvfs(self._root)
+            findings.append(Finding("store space", True, "%d bytes free" % (free.f_bavail * free.f_frsize)))
+        except BackupError as error:
+            findings.append(Finding("store writable", False, error.sentence()))
+        return findings
+
+
+class _LocalUpload(Upload):
+    def __init__(self, key: str, path: str, overwrite: bool) -> None:
+        self._key = key
+        self._path = path
+        self._overwrite = overwrite
+        directory, name = os.path.split(path)
+        self._temporary = os.path.join(directory, ".%s.%d.%s%s" % (name, os.getpid(), os.urandom(4).hex(), _TEMPORARY))
+        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Held while we live: a later run sweeps away only files whose writer is gone.
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._size = 0
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                self._size += len(view)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise _translate(error) from error
+
+    def commit(self) -> StoredObject:
+        try:
+            os.fsync(self._fd)
+            if os.fstat(self._fd).st_size != self._size:
+                raise IntegrityError(
+                    "%s has %d bytes, %d were written" % (self._path, os.fstat(self._fd).st_size, self._size)
+                )
+            if self._overwrite or not self._linked():
+                os.rename(self._temporary, self._path)
+            directory = os.open(os.path.dirname(self._path), os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except FileExistsError:
+            raise StorageError("%s exists already" % self._path, hint="Another run wrote it meanwhile.") from None
+        except OSError as error:
+            raise _translate(error) from error
+        found = os.fstat(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        return _stored(self._key, found)
+
+    def _linked(self) -> bool:
+        """Give the file its name by a link, which unlike a rename fails where the name is taken. False on a file
+        system without links: there the name is looked at first, and a race of two writers is not seen."""
+        try:
+            os.link(self._temporary, self._path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            if os.path.exists(self._path):
+                raise FileExistsError(errno.EEXIST, "exists already", self._path) from None
+            return False
+        os.unlink(self._temporary)
+        return True
+
+    def abort(self) -> None:
+        if self._fd < 0:
+            return
+        try:
+            os.unlink(self._temporary)
+        except FileNotFoundError:
+            pass
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _stored(key: str, found: os.stat_result) -> StoredObject:
+    return StoredObject(key, found.st_size, rfc3339(datetime.fromtimestamp(int(found.st_mtime), timezone.utc)))
+
+
+def _sweep(directory: str) -> None:
+    """Remove the temporary files of writers that died."""
+    for name in os.listdir(directory):
+        if not (name.startswith(".") and name.endswith(_TEMPORARY)):
+            continue
+        path = os.path.join(directory, name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        except OSError:
+            pass  # its writer lives
+        finally:
+            os.close(descriptor)
+
+
+def _translate(error: OSError) -> StorageError:
+    hint = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StorageError("%s: %s" % (error.filename or "the directory", error.strerror), hint=hint)

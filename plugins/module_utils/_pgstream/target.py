@@ -1,0 +1,302 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The database a restore goes into: what is in it, made beside another, emptied again, swapped in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import List, Set, Tuple
+
+from .errors import BackupError, LockedError, ServerError
+from .events import Log
+from .model import DatabaseInfo, Server
+from .postgres import Session, literal, quote
+
+NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
+_LOCK_CLASS = 0x70677372  # "pgsr": first half of the advisory lock's key, beside the hash of the target's name
+#: Settings stored as lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c).
+_NAME_LISTS = (
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+)
+
+#: Catalogues of what lives in a schema, and their columns of schemas.
+_IN_SCHEMAS = {
+    "pg_class": "relnamespace",
+    "pg_proc": "pronamespace",
+    "pg_type": "typnamespace",
+    "pg_operator": "oprnamespace",
+    "pg_opfamily": "opfnamespace",
+    "pg_collation": "collnamespace",
+    "pg_conversion": "connamespace",
+    "pg_ts_config": "cfgnamespace",
+    "pg_ts_dict": "dictnamespace",
+    "pg_ts_parser": "prsnamespace",
+    "pg_ts_template": "tmplnamespace",
+}
+#: Catalogues of what belongs to the database itself.
+_IN_DATABASE = (
+    "pg_namespace pg_event_trigger pg_publication pg_foreign_data_wrapper pg_foreign_server pg_cast pg_language pg_am"
+    " pg_transform pg_extension"
+).split()
+#: Rows of those catalogues that are not objects of their own: indexes, row types, array types, the schemas there are.
+_CONDITIONS = {
+    "pg_class": " AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c')",
+    "pg_type": " AND typtype IN ('b', 'd', 'e', 'r') AND typcategory <> 'A'",
+    "pg_namespace": " AND oid IN (TABLE spaces) AND nspname <> 'public'",
+}
+_SELECTS = ["SELECT 'pg_catalog.pg_largeobject'::regclass::oid, oid FROM pg_catalog.pg_largeobject_metadata"] + [
+    "SELECT 'pg_catalog.%s'::regclass::oid, oid FROM pg_catalog.%s WHERE oid >= 16384%s%s"
+    % (
+        name,
+        name,
+        " AND %s IN (TABLE spaces)" % _IN_SCHEMAS[name] if name in _IN_SCHEMAS else "",
+        _CONDITIONS.get(name, ""),
+    )
+    for name in [*_IN_SCHEMAS, *_IN_DATABASE]
+]
+# Everything a user or a restore can have made (OIDs from 16384 up: FirstNormalObjectId), less what goes with something
+# else: its type, its index, its extension.
+_OBJECTS = """
+WITH spaces AS (
+  SELECT oid FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+), objects(classid, oid) AS (%s)
+SELECT o.classid, o.oid, i.type, i.identity
+FROM objects o, pg_catalog.pg_identify_object(o.classid, o.oid, 0) i
+WHERE i.type IS NOT NULL
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = o.classid AND d.objid = o.oid
+                  AND d.objsubid = 0 AND d.deptype IN ('e', 'i'))
+ORDER BY CASE i.type WHEN 'event trigger' THEN 0 WHEN 'publication' THEN 1 WHEN 'table' THEN 2 WHEN 'schema' THEN 4
+         WHEN 'extension' THEN 5 ELSE 3 END, 4
+""" % " UNION ALL ".join(_SELECTS)
+_DROP_WORDS = {
+    "composite type": "TYPE",
+    "foreign-data wrapper": "FOREIGN DATA WRAPPER",
+    "statistics object": "STATISTICS",
+}
+
+
+@dataclass(frozen=True)
+class DatabaseObject:
+    catalogue: int
+    oid: int
+    kind: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target as it is found: absent, or with these objects in it (extensions do not count as content)."""
+
+    name: str
+    exists: bool
+    objects: Tuple[DatabaseObject, ...] = ()
+
+    @property
+    def content(self) -> List[DatabaseObject]:
+        return [each for each in self.objects if each.kind != "extension"]
+
+    def described(self) -> str:
+        if not self.exists:
+            return "absent"
+        if not self.content:
+            return "empty"
+        named = ", ".join("%s %s" % (each.kind, each.identity) for each in self.content[:3])
+        return "has %d objects, such as %s" % (len(self.content), named)
+
+
+def inspect(server: Server, name: str) -> Target:
+    """What is in the database, or that there is none. Only connects; changes nothing."""
+    try:
+        with Session(server, server.maintenance_db) as session:
+            if not session.rows("SELECT FROM pg_catalog.pg_database WHERE datname = %s", (name,)):
+                return Target(name, False)
+    except ServerError:
+        if server.maintenance_db == name:
+            raise
+        # A role may be let into its own database only: then that it can be entered is the answer.
+    with Session(server, name) as session:
+        return Target(name, True, tuple(objects(session)))
+
+
+def objects(session: Session) -> List[DatabaseObject]:
+    session.execute("SET search_path = ''")
+    return [DatabaseObject(int(a), int(b), kind, identity) for a, b, kind, identity in session.rows(_OBJECTS)]
+
+
+def empty_again(server: Server, target: Target, log: Log) -> None:
+    """Drop what was not in the database before. What cannot be dropped is named in a warning."""
+    before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in target.objects}
+    with Session(server, target.name) as session:
+        session.execute("SET client_min_messages = error")
+        for made in [each for each in objects(session) if (each.catalogue, each.oid) not in before]:
+            try:
+                if made.kind == "large object":
+                    session.execute(
+                        "SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata WHERE oid = %s",
+                        (made.oid,),
+                    )
+                else:
+                    words = _DROP_WORDS.get(made.kind, made.kind.upper())
+                    session.execute("DROP %s IF EXISTS %s CASCADE" % (words, made.identity))
+            except BackupError as error:
+                log.warning("not_dropped", object=made.identity, message=error.message)
+        left = [each for each in objects(session) if (each.catalogue, each.oid) not in before]
+    if left:
+        log.warning("left_behind", objects=["%s %s" % (each.kind, each.identity) for each in left[:10]])
+
+
+class Maintenance:
+    """The connection that makes, renames and drops databases; it holds the lock on the target's name."""
+
+    def __init__(self, server: Server, target: str) -> None:
+        database = server.maintenance_db if server.maintenance_db != target else "template1"
+        self._session = Session(server, database)
+        self.major = self._session.major
+        if not self._session.value(
+            "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", (_LOCK_CLASS, target)
+        ):
+            self._session.close()
+            raise LockedError("another restore into database %s is running" % target, hint="Wait for it.")
+
+    def close(self) -> None:
+        self._session.close()
+
+    def create(self, name: str, info: DatabaseInfo, no_owner: bool, role: str) -> None:
+        """A database with encoding, collation and owner of the backup's."""
+        if role:
+            self._session.execute("SET ROLE " + quote(role))
+        words = ["CREATE DATABASE", quote(name), "TEMPLATE template0 ENCODING", literal(info.encoding)]
+        words += ["LC_COLLATE", literal(info.collate), "LC_CTYPE", literal(info.ctype)]
+        if self.major >= 15 and info.locale_provider == "i":
+            words += ["LOCALE_PROVIDER icu ICU_LOCALE", literal(info.locale)]
+            if self.major >= 16 and info.icu_rules:
+                words += ["ICU_RULES", literal(info.icu_rules)]
+        elif self.major >= 17 and info.locale_provider == "b":
+            words += ["LOCALE_PROVIDER builtin BUILTIN_LOCALE", literal(info.locale)]
+        elif self.major >= 15:
+            words += ["LOCALE_PROVIDER libc"]
+        if info.owner and not no_owner and not role:
+            words += ["OWNER", quote(info.owner)]
+        try:
+            self._session.execute(" ".join(words))
+        except BackupError as error:
+            if "role" in error.message and "does not exist" in error.message:
+                error.hint = "Create the role, or use no_owner."
+            raise
+        finally:
+            if role:
+                self._session.execute("RESET ROLE")
+
+    def create_like(self, name: str, role: str) -> None:
+        """A database of the server's defaults, for a backup that does not say what its own was like."""
+        owner = " OWNER " + quote(role) if role else ""
+        self._session.execute("CREATE DATABASE %s TEMPLATE template0%s" % (quote(name), owner))
+
+    def apply_properties(self, name: str, info: DatabaseInfo, no_owner: bool, no_privileges: bool) -> None:
+        """Settings, grants, comment and connection limit. After the load, which some of them would hinder."""
+        database = quote(name)
+        for role, setting, value in info.settings:
+            words = "ALTER DATABASE %s" % database
+            if role:
+                words = "ALTER ROLE %s IN DATABASE %s" % (quote(role), database)
+            self._session.execute("%s SET %s TO %s" % (words, _setting_name(setting), _setting_value(setting, value)))
+        if not no_privileges and not info.default_acl:
+            owner = self._session.value(
+                "SELECT pg_catalog.pg_get_userbyid(datdba) FROM pg_catalog.pg_database WHERE datname = %s", (name,)
+            )
+            self._session.execute("REVOKE ALL ON DATABASE %s FROM PUBLIC, %s" % (database, quote(owner)))
+            for grantee, privilege, grantable in info.acl:
+                if grantee == info.owner:
+                    grantee = owner
+                to = quote(grantee) if grantee else "PUBLIC"
+                option = " WITH GRANT OPTION" if grantable else ""
+                self._session.execute("GRANT %s ON DATABASE %s TO %s%s" % (privilege, database, to, option))
+        if info.comment:
+            self._session.execute("COMMENT ON DATABASE %s IS %s" % (database, literal(info.comment)))
+        if info.connection_limit >= 0:
+            self._session.execute("ALTER DATABASE %s CONNECTION LIMIT %d" % (database, info.connection_limit))
+
+    def drop(self, name: str) -> None:
+        self._session.execute("DROP DATABASE IF EXISTS %s WITH (FORCE)" % quote(name))
+
+    def rename(self, name: str, target: str) -> None:
+        self._end_sessions(name)
+        self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+
+    def swap(self, name: str, target: str, kept: str) -> None:
+        """`target` becomes `kept` and `name` becomes `target`, in one transaction: both or neither."""
+        self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS false" % quote(target))
+        try:
+            self._end_sessions(target)
+            self._end_sessions(name)
+            self._session.execute("BEGIN")
+            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(target), quote(kept)))
+            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+            self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS true" % quote(kept))
+            self._session.execute("COMMIT")
+        except BaseException:
+            self._session.execute("ROLLBACK")
+            self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS true" % quote(target))
+            raise
+
+    def _end_sessions(self, name: str) -> None:
+        """End the sessions of a database and wait, 30 s at most, until they are gone."""
+        deadline = time.monotonic() + 30
+        while True:
+            left = self._session.rows(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = %s",
+                (name,),
+            )
+            if not left or time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+
+
+def beside(target: str, run: str) -> str:
+    """A name for the database that is restored into before it is renamed."""
+    return _cut(target, "_pgstream_" + run)
+
+
+def kept_name(target: str, moment: datetime) -> str:
+    """A name for the replaced database."""
+    return _cut(target, moment.strftime("_before_%Y%m%dT%H%M%SZ"))
+
+
+def _cut(name: str, suffix: str) -> str:
+    return name.encode()[: NAME_LENGTH - len(suffix)].decode("utf-8", "ignore") + suffix
+
+
+def _setting_name(name: str) -> str:
+    return ".".join(quote(part) for part in name.split("."))
+
+
+def _setting_value(name: str, value: str) -> str:
+    """A value as ALTER DATABASE takes it: lists of names name by name, everything else as one literal."""
+    if name.lower() not in _NAME_LISTS:
+        return literal(value)
+    names, current, quoted = [], "", False
+    position = 0
+    while position < len(value):
+        letter = value[position]
+        if letter == '"' and quoted and value[position + 1 : position + 2] == '"':
+            current += letter
+            position += 1
+        elif letter == '"':
+            quoted = not quoted
+        elif letter == "," and not quoted:
+            names.append(current)
+            current = ""
+        elif quoted or not letter.isspace():
+            current += letter
+        position += 1
+    names.append(current)
+    return ", ".join(literal(each) for each in names)

@@ -1,0 +1,76 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Run work on a few threads; the first cause wins, and the rest is stopped before it is raised."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable, Iterable, List, Optional, TypeVar
+
+from .errors import Cancelled, first_cause
+
+Task = TypeVar("Task")
+
+
+def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int, stop: Callable[[], None]) -> None:
+    """Call `work` on every task, `jobs` at a time, in order of start.
+
+    On the first failure no further task begins, `stop` is called once (it must make running work end), and after all
+    threads ended the first cause is raised. The calling thread only waits, so a signal handler that raises there
+    (an interrupt) is a cause like any other.
+    """
+    source = iter(tasks)
+    lock = threading.Lock()
+    failures: List[BaseException] = []
+    failed = threading.Event()
+
+    def fail(error: BaseException) -> None:
+        with lock:
+            first = not failures
+            failures.append(error)
+            failed.set()
+        if first:
+            stop()
+
+    def next_task() -> Optional[List[Task]]:
+        with lock:
+            if failed.is_set():
+                return None
+            for task in source:
+                return [task]
+            return None
+
+    def loop() -> None:
+        try:
+            while True:
+                item = next_task()
+                if item is None:
+                    return
+                work(item[0])
+        except BaseException as error:  # noqa: B902 - carried to the caller's thread and raised there
+            fail(error)
+
+    threads = [threading.Thread(target=loop, name="worker-%d" % number, daemon=True) for number in range(max(1, jobs))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        fail(error)
+        for thread in threads:
+            thread.join(30)
+        raise
+    cause: Optional[BaseException] = None
+    for failure in failures:
+        cause = first_cause(cause, failure)
+    if cause is not None:
+        raise cause
+
+
+def check_running(closed: bool) -> None:
+    """Raise `Cancelled` once the run is ending, so that a loop does not go on for nothing."""
+    if closed:
+        raise Cancelled("stopped: another part of the run failed first")

@@ -1,0 +1,110 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where a module meets the engine: libraries are looked for, errors become fail_json, results become dicts."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import asdict, replace
+from importlib import import_module
+from typing import Any, Callable, Dict, List, Optional
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ._pgstream.errors import BackupError
+from ._pgstream.events import Log
+from ._pgstream.model import BackupInfo, BackupResult, Index, RestoreResult, Storage
+
+Answer = Dict[str, Any]
+
+
+class ModuleLog(Log):
+    """The engine's warnings become the task's; what else it has to say is in the result."""
+
+    def __init__(self, module: AnsibleModule, operation: str) -> None:
+        super().__init__(module.params.get("correlation_id") or "", operation, module.params.get("login_db") or "")
+        self._warnings: List[str] = []  # the engine warns from several threads, AnsibleModule expects one
+
+    def write(self, level: str, event: str, fields: dict) -> None:
+        if level != "INFO":
+            details = ", ".join("%s=%s" % item for item in fields.items())
+            self._warnings.append("%s: %s" % (event, details) if details else event)
+
+    def hand_over(self, module: AnsibleModule) -> None:
+        for warning in self._warnings:
+            module.warn(warning)
+
+
+def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleModule, Log], Answer]) -> None:
+    """Do the module's work and end the program: the one place where an engine error becomes a failed task."""
+    log = ModuleLog(module, operation)
+    try:
+        answer = work(module, log)
+    except BackupError as error:
+        log.hand_over(module)
+        module.fail_json(
+            msg=error.sentence(),
+            stage=error.stage,
+            exit_code=error.exit_code,
+            hint=error.hint,
+            correlation_id=log.correlation_id,
+        )
+    except Exception as error:  # a bug: fail_json masks secrets in its traceback, Python itself would not
+        log.hand_over(module)
+        module.fail_json(
+            msg="Unexpected %s: %s" % (type(error).__name__, error),
+            exception=traceback.format_exc(),
+            exit_code=BackupError.exit_code,
+            correlation_id=log.correlation_id,
+        )
+    log.hand_over(module)
+    if not module._diff:
+        answer.pop("diff", None)
+    module.exit_json(**answer)
+
+
+def require(module: AnsibleModule, storage: Storage, postgres: bool = True) -> None:
+    """Fail with one message that names every library this task needs and the target's Python lacks."""
+    needed = {"psycopg2": postgres, "boto3": storage.kind == "s3"}
+    missing, trace = [], ""
+    for library in [name for name, wanted in needed.items() if wanted]:
+        try:
+            import_module(library)
+        except ImportError:
+            missing.append(library)
+            trace = traceback.format_exc()
+    if missing:
+        module.fail_json(msg=missing_required_lib(" and ".join(missing)), exception=trace)
+
+
+def backup_answer(result: BackupResult) -> Answer:
+    before = {} if result.changed else {"key": result.key}
+    after = {"key": result.key}
+    if result.changed:
+        after.update(database=result.database, tables=result.tables, estimated_bytes=result.estimated_bytes)
+    return _with_diff(asdict(result), result.url, before, after)
+
+
+def restore_answer(result: RestoreResult) -> Answer:
+    """The old database is the difference that matters: whether one is replaced, and where it goes."""
+    after = {"database": result.database, "restored_from": result.key, "strategy": result.strategy}
+    if result.old_database:
+        after["old_database"] = result.old_database
+    before = {"database": result.database if result.strategy != "create" else None}
+    return _with_diff(asdict(result), result.database, before, after if result.changed else before)
+
+
+def info_answer(backups: List[BackupInfo], key: str = "", url: str = "", index: Optional[Index] = None) -> Answer:
+    answer: Answer = {"changed": False, "backups": [asdict(backup) for backup in backups]}
+    if index is not None:
+        # A backup can have 50,000 blocks: their number is of use to a playbook, they are not.
+        facts = {**asdict(replace(index, blocks=())), "blocks": len(index.blocks)}
+        answer["backup"] = {"key": key, "url": url, **facts}
+    return answer
+
+
+def _with_diff(answer: Answer, name: str, before: Answer, after: Answer) -> Answer:
+    diff = {"before_header": name, "after_header": name, "before": before, "after": after}
+    return {**answer, "diff": diff}

@@ -1,0 +1,318 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_stream_restore
+version_added: 0.1.0
+author: the pgstream.backup authors (@pgstream)
+short_description: Stream a PostgreSQL database back from object storage
+description:
+  - Restores a backup straight from an S3 bucket or a directory, without temporary files, over several connections at
+    once.
+  - The target must be absent, with O(create=true), or empty, unless O(strategy) asks for an existing database to be
+    replaced. A restore that fails leaves the old database as it was.
+  - Rows are counted and compared with the backup's index before the restored database takes its place.
+  - Plain dumps that another tool wrote, such as C(pg_dump | gzip) does, are restored too, as one serial stream.
+extends_documentation_fragment:
+  - pgstream.backup.attributes
+  - pgstream.backup.postgres
+  - pgstream.backup.storage
+attributes:
+  action_group:
+    support: full
+    membership:
+      - pgstream.backup.pgstream
+      - pgstream.backup.postgres
+  check_mode:
+    support: full
+    details:
+      - Connects to the server and to the storage, reads the backup's index, and makes every check a restore makes.
+  diff_mode:
+    support: full
+  idempotent:
+    support: none
+    details:
+      - Every run restores, or refuses because the target is not empty.
+  platform:
+    support: full
+options:
+  backup_key:
+    description:
+      - Key of the backup, with or without O(prefix), as RV(pgstream.backup.pg_stream_backup#module:key) has it.
+      - V(latest) is the newest backup of the database under O(prefix).
+    type: str
+    required: true
+  latest_before:
+    description:
+      - With O(backup_key=latest), the newest backup that is older than this.
+      - RFC 3339 with an offset, such as V(2026-01-31T02:00:00Z).
+    type: str
+  source_db:
+    description: With O(backup_key=latest), the database whose backup is meant. When not given, O(login_db).
+    type: str
+  login_db:
+    description: Name of the database to restore into. When not given, the name in the backup.
+    type: str
+  create:
+    description: Create the database if it does not exist, with the encoding, locale and settings in the backup.
+    type: bool
+    default: false
+  strategy:
+    description:
+      - What to do with a database that exists.
+      - V(auto) restores into it if it is empty, and refuses otherwise.
+      - V(swap) restores into a new database beside it, and renames both at the end. Whatever fails before that leaves
+        the old one untouched.
+      - V(in_place) restores into the existing database itself, which must be empty. A restore that fails leaves it
+        empty again.
+    type: str
+    default: auto
+    choices: [auto, swap, in_place]
+  keep_old:
+    description:
+      - With O(strategy=swap), keep the replaced database under another name, which RV(old_database) tells. Dropping
+        it is then up to you.
+      - V(false) drops it.
+    type: bool
+    default: true
+  schemas:
+    description: Restore these schemas only.
+    type: list
+    elements: str
+    default: []
+  tables:
+    description: Restore these tables only, each as C(table) or C(schema.table).
+    type: list
+    elements: str
+    default: []
+  no_owner:
+    description: Let the role that restores own everything, instead of the original owners.
+    type: bool
+    default: false
+  no_privileges:
+    description: Leave out grants and default privileges.
+    type: bool
+    default: false
+  role:
+    description: Role to switch to after connecting, as C(pg_restore --role) does. It owns what O(no_owner=true)
+      leaves without an owner.
+    type: str
+  jobs:
+    description:
+      - How many connections load tables and build indexes at the same time. When not given or V(0), the smaller of 4
+        and the number of cores.
+    type: int
+  analyze:
+    description: Run C(ANALYZE) at the end, so that the planner knows the restored tables.
+    type: bool
+    default: true
+  correlation_id:
+    description: Name of this run in results. When not given, one is made up.
+    type: str
+seealso:
+  - module: pgstream.backup.pg_stream_backup
+  - module: pgstream.backup.pg_stream_info
+"""
+
+EXAMPLES = r"""
+- name: Bring a lost database back
+  become: true
+  become_user: postgres
+  pgstream.backup.pg_stream_restore:
+    backup_key: prod/shop_2026-01-31T02:00:00Z.sql.gz
+    bucket: company-backups
+    create: true
+
+- name: Replace a database by its newest backup, and keep the old one beside it
+  become: true
+  become_user: postgres
+  pgstream.backup.pg_stream_restore:
+    backup_key: latest
+    login_db: shop
+    strategy: swap
+    bucket: company-backups
+    prefix: prod
+  register: restored
+
+- name: Make a staging copy that belongs to another role
+  pgstream.backup.pg_stream_restore:
+    login_host: staging-db.example.com
+    login_user: staging
+    login_password: "{{ vault_staging_password }}"
+    backup_key: latest
+    source_db: shop
+    latest_before: "2026-02-01T00:00:00Z"
+    login_db: shop_staging
+    create: true
+    no_owner: true
+    no_privileges: true
+    bucket: company-backups
+    prefix: prod
+"""
+
+RETURN = r"""
+operation:
+  description: What was done, always V(restore).
+  returned: success
+  type: str
+  sample: restore
+database:
+  description: Name of the database that was restored into.
+  returned: success
+  type: str
+  sample: shop
+source_database:
+  description: Name of the database that was backed up.
+  returned: success
+  type: str
+  sample: shop
+key:
+  description: Key of the backup. With O(backup_key=latest), of the one that was found.
+  returned: success
+  type: str
+  sample: prod/shop_2026-01-31T02:00:00Z.sql.gz
+url:
+  description: The same with the bucket or directory.
+  returned: success
+  type: str
+  sample: s3://company-backups/prod/shop_2026-01-31T02:00:00Z.sql.gz
+correlation_id:
+  description: Name of this run.
+  returned: always
+  type: str
+  sample: 5f2c9a0b7d31
+message:
+  description: What was done, or in check mode would be, in one sentence.
+  returned: success
+  type: str
+strategy:
+  description: How it was done, V(create), V(swap) or V(in_place).
+  returned: success
+  type: str
+  sample: swap
+old_database:
+  description: Name under which the replaced database is kept. Empty if there is none.
+  returned: success
+  type: str
+  sample: shop_before_20260201T093000Z
+foreign:
+  description: Whether the backup was written by another tool, and so was restored as one serial stream without an
+    index.
+  returned: success
+  type: bool
+  sample: false
+stored_bytes:
+  description: Number of bytes that were read from the storage.
+  returned: success
+  type: int
+  sample: 412876123
+raw_bytes:
+  description: Size of the SQL that was restored.
+  returned: success
+  type: int
+  sample: 1843200000
+rows:
+  description: Number of rows that were restored.
+  returned: success
+  type: int
+  sample: 9120034
+tables:
+  description: Number of tables whose rows were restored.
+  returned: success
+  type: int
+  sample: 84
+table_rows:
+  description: Each of those tables.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    schema:
+      description: Name of the schema.
+      type: str
+      sample: public
+    name:
+      description: Name of the table.
+      type: str
+      sample: orders
+    rows:
+      description: Number of rows that were restored.
+      type: int
+      sample: 120034
+    raw_bytes:
+      description: Size of its rows before compression.
+      type: int
+      sample: 9120034
+seconds:
+  description: How long the run took.
+  returned: success
+  type: float
+  sample: 21.7
+mb_per_second:
+  description: RV(raw_bytes) in millions, divided by RV(seconds).
+  returned: success
+  type: float
+  sample: 84.9
+snapshot_at:
+  description: The moment whose state the backup shows. RFC 3339, UTC.
+  returned: success
+  type: str
+  sample: "2026-01-31T02:00:00.120Z"
+started_at:
+  description: When the run began. RFC 3339, UTC.
+  returned: success
+  type: str
+  sample: "2026-02-01T09:30:00Z"
+finished_at:
+  description: When the restored database was in its place. RFC 3339, UTC.
+  returned: success
+  type: str
+  sample: "2026-02-01T09:30:21.700Z"
+jobs:
+  description: How many connections loaded tables at the same time.
+  returned: success
+  type: int
+  sample: 4
+stage:
+  description: Where the run failed.
+  returned: failure
+  type: str
+  sample: data section
+hint:
+  description: What to do about the failure. It is part of the message too.
+  returned: failure
+  type: str
+exit_code:
+  description:
+    - Kind of the failure, as the command's exit status has it.
+    - 1 is a failed operation, 2 wrong options, 3 PostgreSQL, 4 the storage, 5 an unknown backup, 6 integrity,
+      7 a target that is not empty, and 8 another run's lock.
+  returned: failure
+  type: int
+  sample: 7
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgstream.backup.plugins.module_utils._args import RESTORE_SPEC, restore_request
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.restore import predict_restore, restore
+from ansible_collections.pgstream.backup.plugins.module_utils._run import require, restore_answer, run_module
+
+
+def work(module, log):
+    request = restore_request(module.params)
+    require(module, request.storage)
+    verb = predict_restore if module.check_mode else restore
+    return restore_answer(verb(request, log))
+
+
+def main():
+    module = AnsibleModule(argument_spec=RESTORE_SPEC, supports_check_mode=True)
+    run_module(module, "restore", work)
+
+
+if __name__ == "__main__":
+    main()
