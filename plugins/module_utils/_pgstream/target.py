@@ -117,7 +117,7 @@ def inspect(server: Server, name: str) -> Target:
     """What is in the database, or that there is none. Only connects; changes nothing."""
     try:
         with Session(server, server.maintenance_db) as session:
-            if not session.rows("SELECT FROM pg_catalog.pg_database WHERE datname = %s", (name,)):
+            if not session.rows("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (name,)):
                 return Target(name, False)
     except ServerError:
         if server.maintenance_db == name:
