@@ -2,7 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The command: `backup`, `restore KEY`, `list`, `check`, configured by the environment; flags override.
+"""The command: `backup`, `restore KEY`, `list`, `check`, and `metrics` and `health` of past runs.
+
+Configured by the environment; flags override.
 
 stdout: log lines of level INFO, and last one JSON line, the result. stderr: warnings and errors; where the run failed,
 last one line of level ERROR, event `failed`. The exit status is that of the error's class (see `errors`). On a
@@ -29,10 +31,17 @@ from .errors import BackupError, UsageError
 from .events import new_correlation_id, utc_now
 from .model import COMPRESSIONS, ENGINE_VERSION, BackupInfo, Filters, Finding, RestoreRequest, Server, Storage
 from .progress import TerminalLog, amount, is_terminal, printable
+from .recorder import Recorder, operation_of
 
 Texts = Mapping[str, str]
 
-_PACKAGES = {"boto3": "boto3", "botocore": "boto3", "s3transfer": "boto3", "psycopg2": "psycopg2-binary"}
+_PACKAGES = {
+    "boto3": "boto3",
+    "botocore": "boto3",
+    "s3transfer": "boto3",
+    "psycopg2": "psycopg2-binary",
+    "prometheus_client": "prometheus-client",
+}
 _SECRET_FLAG = re.compile(r"--?[\w-]*(pass|secret|token|credential|access-?key)[\w-]*", re.IGNORECASE)
 
 
@@ -42,11 +51,15 @@ class Interrupted(BackupError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb hands back: the result line, its form for a terminal, and whether it counts as a failure."""
+    """What a verb hands back: the result line, its form for a terminal, and whether it counts as a failure.
+
+    `exit_code`: of an answer that is no failure of the command, such as that of `health`.
+    """
 
     fields: Dict[str, Any]
     table: str = ""
     failure: Optional[BackupError] = None
+    exit_code: int = 0
 
 
 def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) -> int:
@@ -56,12 +69,18 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
     out, err = _utf8(sys.stdout), _utf8(sys.stderr)
     debug = "--debug" in arguments
     log = TerminalLog(new_correlation_id(), "", environment.get("POSTGRES_DB", ""), out, err)
+    record = Recorder(environment.get("BACKUP_STATE_DIR", ""), operation_of(arguments), log)
     with log, _Signals() as signals:
+        status = 0
         try:
             options = parse(arguments)
             log.operation = options.verb
+            record.begin()
             outcome = _run(options, environment, log)
             signals.ignore()  # what is done is done: the result shall be told
+            status = outcome.exit_code
+            if outcome.failure is None:
+                record.succeed(outcome.fields)
             log.bar.close()
             shown = outcome.table if outcome.table and is_terminal(out) and not options.json else ""
             line = {"event": "result", "correlation_id": log.correlation_id, **outcome.fields}
@@ -72,7 +91,7 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
             signals.ignore()
             error = signals.received or caught  # what else fails then is an echo of the interrupt
         log.bar.close()
-        return 0 if error is None else _fail(log, error, environment, debug)
+        return status if error is None else _fail(log, record, error, environment, debug)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -142,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, text in (("list", "List the backups."), ("check", "Check the server and the store.")):
         verb(name, text).add_argument("--json", action="store_true", default=False, help="JSON on a terminal too")
+
+    metrics = verb("metrics", "Serve Prometheus metrics and a status page, from BACKUP_STATE_DIR and the store.")
+    metrics.add_argument("--listen", metavar="HOST:PORT", help="default: BACKUP_METRICS_LISTEN, else 0.0.0.0:9187")
+    metrics.add_argument("--textfile", metavar="PATH", help="write this file for node_exporter instead, once")
+    verb("health", "Exit 0 if the last scheduled backups succeeded in time, else 1.")
     return parser
 
 
@@ -155,7 +179,14 @@ def _pattern(parser: argparse.ArgumentParser, name: str, text: str) -> None:
 
 def _run(options: argparse.Namespace, environ: Texts, log: TerminalLog) -> Outcome:
     flags = {name: value for name, value in vars(options).items() if name in config.FLAGS and value is not None}
-    verbs = {"backup": _backup, "restore": _restore, "list": _list, "check": _check}
+    verbs = {
+        "backup": _backup,
+        "restore": _restore,
+        "list": _list,
+        "check": _check,
+        "metrics": _metrics,
+        "health": _health,
+    }
     try:
         return verbs[options.verb](options, environ, flags, log)
     except ImportError as error:
@@ -234,6 +265,29 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     return Outcome(fields, _finding_table(result.findings), failure)
 
 
+def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    log.database = ""  # of every database
+    from . import exporter
+
+    secrets = config.secret_values(environ)
+    settings = exporter.settings(environ, flags, options.listen or "", lambda text: mask(text, secrets))
+    if options.textfile:
+        exporter.write_textfile(settings, options.textfile)
+        return Outcome({"operation": "metrics", "textfile": options.textfile})
+    try:
+        exporter.serve(settings, log)
+    except Interrupted:
+        pass  # that is how a server ends
+    return Outcome({"operation": "metrics"})
+
+
+def _health(_options: argparse.Namespace, environ: Texts, _flags: Texts, log: TerminalLog) -> Outcome:
+    from . import health
+
+    found = health.look(environ)
+    return Outcome({"operation": "health", **asdict(found)}, found.message, exit_code=0 if found.ok else 1)
+
+
 def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
     rows = [["AGE", "SIZE", "DATABASE", "KEY"]] if backups else []
     for one in backups:
@@ -266,8 +320,8 @@ def _age(then: str, now: datetime) -> str:
     return "%ds" % seconds
 
 
-def _fail(log: TerminalLog, error: BaseException, environ: Texts, debug: bool) -> int:
-    """Write the one ERROR line and return the exit status."""
+def _fail(log: TerminalLog, record: Recorder, error: BaseException, environ: Texts, debug: bool) -> int:
+    """Note the failure, write the one ERROR line and return the exit status."""
     secrets = config.secret_values(environ)
     fields: Dict[str, object] = {"stage": "", "exit_code": 1}
     if isinstance(error, BackupError):
@@ -279,6 +333,7 @@ def _fail(log: TerminalLog, error: BaseException, environ: Texts, debug: bool) -
     else:
         message = ("unexpected %s: %s" % (type(error).__name__, error)).strip().rstrip(":")
     fields["message"] = mask(message, secrets)
+    record.fail(int(str(fields["exit_code"])), str(fields["stage"]), str(fields["message"]))
     if debug:
         trace = traceback.format_exception(type(error), error, error.__traceback__)
         fields["traceback"] = mask("".join(trace), config.secret_values(environ))

@@ -1,0 +1,81 @@
+#!/bin/sh
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# job.sh VERB [FLAG ...]: one scheduled run of the engine, for each database in turn: an optional random delay, the runs,
+# the exit status of each as a line. That of the first run that failed is the job's own.
+# While it runs, a file named after its process id stands in jobs/, for whoever wants to stop it.
+set -u
+. /opt/pgbackup/bin/log.sh
+
+mark=$PGBACKUP_RUN/private/jobs/$$
+verb=$(quote "$1")
+child=''
+stopped=''
+stop() {
+    stopped=yes
+    [ -z "$child" ] || kill -TERM "$child" 2> /dev/null
+}
+trap stop TERM INT HUP
+trap 'rm -f "$mark"' EXIT
+: > "$mark"
+
+# await: until the child has ended; a signal interrupts a wait. Sets status.
+await() {
+    [ -z "$stopped" ] || stop # asked before the child was known
+    status=0
+    wait "$child" || status=$?
+    while kill -0 "$child" 2> /dev/null; do
+        status=0
+        wait "$child" || status=$?
+    done
+    child=''
+}
+
+report() {
+    case $status in
+        0) level=INFO ;;
+        8) level=WARNING ;; # another run of this database holds the lock: nothing is lost
+        *) level=ERROR ;;
+    esac
+    log $level job_finished verb "$verb" database "$(quote "${POSTGRES_DB:-}")" exit_code "$status" \
+        seconds "$(($(date +%s) - began))"
+    # A lock held elsewhere is worth less than any other failure.
+    case $worst in 0 | 8) [ "$status" = 0 ] || worst=$status ;; esac
+}
+
+worst=0
+began=$(date +%s)
+if [ -n "${BACKUP_START_DELAY:-}" ]; then
+    # Many hosts with one schedule shall not meet at one store.
+    delay=$(/opt/pgbackup/bin/due.py delay "$BACKUP_START_DELAY") || delay=0
+    log INFO job_delayed verb "$verb" seconds "$delay"
+    sleep "$delay" &
+    child=$!
+    await
+fi
+
+/opt/pgbackup/bin/databases.py > "$mark" &
+child=$!
+await
+if [ -n "$stopped" ]; then status=143; fi # 128 + SIGTERM, as if the run had begun
+if [ "$status" != 0 ]; then
+    report
+    exit "$status"
+fi
+
+names=$(cat "$mark")
+IFS='
+'
+set -f
+for POSTGRES_DB in ${names:-""}; do # no name at all is for the engine to name among what is missing
+    export POSTGRES_DB
+    began=$(date +%s)
+    pgbackup "$@" &
+    child=$!
+    await
+    report
+    [ -z "$stopped" ] || break
+done
+exit "$worst"

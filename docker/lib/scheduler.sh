@@ -1,0 +1,68 @@
+#!/bin/sh
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# crond with one job, BACKUP_SCHEDULE; a missed run first where BACKUP_CATCH_UP says so. Ends crond and, within 10 s,
+# every running job when it is asked to stop.
+set -eu
+. /opt/pgbackup/bin/log.sh
+
+crontabs=$PGBACKUP_RUN/crontabs
+schedule=${BACKUP_SCHEDULE:-0 2 * * *}
+
+fields=$(/opt/pgbackup/bin/due.py fields "$schedule" 2>&1) || {
+    log ERROR failed message "$(quote "BACKUP_SCHEDULE: $fields")" exit_code 2
+    exit 2
+}
+
+mkdir -p -m 0755 "$crontabs"
+jobs=$PGBACKUP_RUN/private/jobs
+rm -rf "$jobs" # a container started again finds its old marks
+setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
+# The name of a crontab is the user its jobs run as. They inherit this environment, so no value is written here, and
+# descriptors 3 and 4: the container's own stdout and stderr.
+echo "$fields /opt/pgbackup/bin/job.sh backup >&3 2>&4" > "$crontabs/pgbackup"
+exec 3>&1 4>&2
+
+stop() {
+    trap '' TERM INT
+    log INFO stopping
+    kill "$crond" 2> /dev/null || true # first: no new job
+    # A job ends its engine, which aborts its upload. Nobody waits longer than 9 s: after 10 s comes the engine's kill.
+    for file in "$jobs"/*; do
+        [ ! -e "$file" ] || kill -TERM "${file##*/}" 2> /dev/null || true
+    done
+    tries=90
+    while [ "$tries" -gt 0 ] && [ -n "$(ls "$jobs")" ]; do
+        sleep 0.1
+        tries=$((tries - 1))
+    done
+    [ "$tries" -gt 0 ] || log ERROR killed detail '"a job did not end within 9 s"'
+    exit 0
+}
+
+# crond has no JSON of its own. It is silent at this level unless something is wrong.
+mkfifo -m 0600 "$PGBACKUP_RUN/crond.log"
+while IFS= read -r text; do log WARNING crond message "$(quote "$text")"; done < "$PGBACKUP_RUN/crond.log" &
+# Schedules are in UTC, as the times in keys and in the ledger: no hour is missed or comes twice.
+TZ=UTC crond -f -l 9 -L /dev/stderr -c "$crontabs" > "$PGBACKUP_RUN/crond.log" 2>&1 &
+crond=$!
+trap stop TERM INT
+rm "$PGBACKUP_RUN/crond.log" # both ends have it open
+log INFO crond_started schedule "$(quote "$fields")" pid "$crond" user '"pgbackup"'
+
+case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
+    true | yes | 1 | on)
+        # The engine does nothing when the bucket has a backup younger than the time a run was last due.
+        age=$(/opt/pgbackup/bin/due.py age "$schedule")
+        log INFO catch_up due_seconds_ago "$age"
+        BACKUP_START_DELAY='' setpriv --reuid pgbackup --regid pgbackup --init-groups \
+            /opt/pgbackup/bin/job.sh backup --fresh-within "${age}s" &
+        ;;
+esac
+
+# A signal ends a wait early: only crond's own end ends the container.
+while kill -0 "$crond" 2> /dev/null; do wait "$crond" || true; done
+log ERROR failed message '"crond ended by itself"' exit_code 1
+exit 1

@@ -1,0 +1,105 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The schedule inside the container: runs that come by themselves, are told, missed, held up and stopped."""
+
+from __future__ import annotations
+
+import time
+
+from .stack import Stack, wait_for
+
+YEARLY = "0 0 1 1 *"
+
+
+def hold_up(stack: Stack) -> None:
+    """Lock a table, so that a backup waits in the middle: its upload is begun, its lock held, nothing committed."""
+    stack.psql("CREATE TABLE held (id int)")
+    stack.sh("docker compose exec -T -d postgres psql -U postgres -c "
+             "\"BEGIN; LOCK TABLE held IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3600)\"")
+    wait_for("the table's lock", lambda: stack.psql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' "
+                                                    "AND relation = 'held'::regclass AND granted"))
+
+
+def test_a_backup_appears_by_itself(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE="* * * * *").sh("docker compose up -d backup")
+    line = stack.wait_for_line("job_finished")
+    assert (line["level"], line["verb"], line["database"], line["exit_code"]) == ("INFO", "backup", "postgres", 0)
+    assert stack.lines("committed")[0]["key"] in stack.keys()
+    out, err = stack.streams()  # every line is JSON
+    assert not err and {one.get("level", "INFO") for one in out} == {"INFO"}
+    assert stack.sh("docker compose exec -T backup /opt/pgbackup/bin/healthcheck.sh").returncode == 0
+    # The ledger is the jobs': it was written by their user.
+    owner = stack.sh("docker compose exec -T backup stat -c %U /var/lib/pgbackup/ledger.sqlite").stdout.strip()
+    assert owner == "pgbackup"
+
+
+def test_a_failed_run_is_told_and_makes_it_unhealthy(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE="* * * * *").sh("docker compose up -d backup")
+    stack.sh("docker compose stop postgres")
+    line = wait_for("a failed job", lambda: [one for one in stack.lines("job_finished") if one["exit_code"]])[0]
+    assert (line["level"], line["exit_code"]) == ("ERROR", 3)
+    assert line in stack.streams()[1]
+    assert stack.sh("docker compose exec -T backup /opt/pgbackup/bin/healthcheck.sh", check=False).returncode == 1
+
+
+def test_without_crond_it_is_unhealthy_and_ends(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE=YEARLY).sh("docker compose up -d backup")
+    pid = stack.wait_for_line("crond_started")["pid"]
+    stack.sh("docker compose exec -T backup sh -c 'kill -9 %d'" % pid)
+    wait_for("the restart", lambda: stack.inspect("backup")["RestartCount"])
+    assert stack.lines("failed")[0]["message"] == "crond ended by itself"
+    stack.wait_for_line("crond_started", 2)  # and runs again
+
+
+def test_two_runs_of_one_database_never_at_once(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE=YEARLY, BACKUP_CATCH_UP="true").sh("docker compose up -d postgres minio")
+    hold_up(stack)
+    stack.sh("docker compose up -d backup")
+    stack.wait_for_line("started")
+    done = stack.sh("docker compose run --rm -T backup sh -c 'mkdir -p /run/pgbackup/private/jobs; "
+                    "/opt/pgbackup/bin/job.sh backup'", check=False)
+    assert done.returncode == 8
+    assert '"level": "WARNING", "event": "job_finished"' in done.stderr and '"exit_code": 8' in done.stderr
+    assert stack.keys() == []
+
+
+def test_sigterm_during_a_run_leaves_nothing_behind(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE=YEARLY, BACKUP_CATCH_UP="true").sh("docker compose up -d postgres minio")
+    hold_up(stack)
+    stack.sh("docker compose up -d backup")
+    key = stack.wait_for_line("started")["key"]
+    assert stack.uploads(key) == 1  # else nothing would have been in the middle
+    began = time.monotonic()
+    stack.sh("docker compose stop --timeout 60 backup")
+    assert time.monotonic() - began < 10  # what the issue promises
+    assert stack.inspect("backup")["State"]["ExitCode"] == 0
+    assert stack.lines("failed")[0]["message"].startswith("Interrupted by SIGTERM")
+    assert stack.lines("job_finished")[0]["exit_code"] == 1 and not stack.lines("killed")
+    assert stack.uploads(key) == 0 and stack.keys() == []
+    assert stack.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgstream.backup'") == "0"
+
+
+def test_a_missed_run_is_caught_up_once(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE=YEARLY, BACKUP_CATCH_UP="true").sh("docker compose up -d backup")
+    assert stack.wait_for_line("job_finished")["exit_code"] == 0
+    (key,) = stack.keys()
+    stack.sh("docker compose restart backup")
+    assert stack.wait_for_line("job_finished", 2)["exit_code"] == 0
+    assert stack.lines("unchanged")[0]["key"] == key
+    assert stack.keys() == [key]
+
+
+def test_no_catching_up_unless_asked(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE=YEARLY).sh("docker compose up -d backup")
+    stack.wait_for_line("crond_started")
+    assert stack.lines("catch_up") == []
+
+
+def test_a_start_delay_can_be_stopped(stack: Stack) -> None:
+    stack.set(BACKUP_SCHEDULE="* * * * *", BACKUP_START_DELAY="2d").sh("docker compose up -d backup")
+    assert 0 <= stack.wait_for_line("job_delayed")["seconds"] <= 2 * 86400
+    stack.sh("docker compose stop --timeout 60 backup")
+    assert stack.inspect("backup")["State"]["ExitCode"] == 0
+    assert stack.lines("job_finished")[0]["exit_code"] == 143
+    assert stack.lines("started") == [] and stack.keys() == []

@@ -1,0 +1,164 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The role says each thing in several places: defaults, argument_specs, README, compose template. Here they agree."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROLE = REPOSITORY / "roles" / "pgbackup"
+PACK = ROLE / "files" / "pack_context.py"
+IMAGE_OF = ROLE / "files" / "image_of_archive.py"
+
+
+def load(name):
+    return yaml.safe_load((ROLE / name).read_text())
+
+
+DEFAULTS = load("defaults/main.yml")
+OPTIONS = load("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+
+
+def typed(value):
+    """True is not 1 here."""
+    return type(value).__name__, value
+
+
+def test_there_are_variables():
+    assert len(DEFAULTS) > 30
+
+
+def test_defaults_and_argument_specs_agree_in_keys_and_values():
+    specified = {name: typed(option["default"]) for name, option in OPTIONS.items()}
+    assert specified == {name: typed(value) for name, value in DEFAULTS.items()}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_a_default_is_what_its_own_specification_allows(name):
+    option, kinds = OPTIONS[name], {"str": str, "path": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict}
+    assert type(option["default"]) is kinds[option["type"]]
+    assert option["default"] in option.get("choices", [option["default"]])
+
+
+def test_the_table_of_the_readme_has_each_variable_with_its_default():
+    rows = re.findall(r"^\| `(pgbackup_\w+)` \| (?:`(.*?)`)? ?\| .{10,} \|$", (ROLE / "README.md").read_text(), re.MULTILINE)
+    assert {name: typed(yaml.safe_load(shown) if shown else "") for name, shown in rows} == {
+        name: typed(value) for name, value in DEFAULTS.items()
+    }
+
+
+def test_every_variable_does_something_and_every_one_used_is_known():
+    """A variable of the role is one of defaults, of vars, or registered or set by a task."""
+    texts = [path.read_text() for place in ("tasks", "templates", "vars") for path in (ROLE / place).iterdir()]
+    used = set(re.findall(r"\bpgbackup_[a-z0-9_]+", "\n".join(texts)))
+    made = set(re.findall(r"(?:register: |^ +)(pgbackup_[a-z0-9_]+)(?=$|:)", "\n".join(texts), re.MULTILINE))
+    assert set(DEFAULTS) - used == set()
+    assert used - set(DEFAULTS) - set(load("vars/main.yml")) - made == set()
+
+
+def test_secrets_are_marked_and_none_has_a_default():
+    secret = {name for name, option in OPTIONS.items() if option.get("no_log")}
+    inside = json.dumps(load("vars/main.yml")["pgbackup_secrets"])
+    assert secret == set(re.findall(r"pgbackup_[a-z_]+", inside))
+    assert {DEFAULTS[name] for name in secret} == {""}
+
+
+def test_the_compose_file_never_names_a_secrets_value():
+    text = (ROLE / "templates" / "compose.yml.j2").read_text()
+    assert ".value" not in text
+    assert not [name for name, option in OPTIONS.items() if option.get("no_log") and name in text]
+
+
+def test_the_playbooks_call_things_by_the_same_names():
+    """An inventory serves the role and the playbooks; what only the role has is about the service."""
+    known = set(re.findall(r"\bpgbackup_\w+", (REPOSITORY / "playbooks" / "backup.yml").read_text()))
+    shared = {name for name in DEFAULTS if re.match(r"pgbackup_(login_|ssl_|bucket|prefix|endpoint|region|access|secret|session|aws)", name)}
+    assert len(shared) > 10
+    assert shared - known == set()
+
+
+# --- the build context -------------------------------------------------------------------------------------------------
+
+
+def pack(root, *more):
+    done = subprocess.run([sys.executable, str(PACK), str(root), *map(str, more)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_context_has_all_that_the_dockerfile_copies(tmp_path):
+    pack(REPOSITORY, tmp_path / "context.tar")
+    with tarfile.open(tmp_path / "context.tar") as archive:
+        names = archive.getnames()
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    sources = [word for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE) for word in line.split()[:-1]]
+    assert len(sources) > 3
+    for source in sources:
+        assert [name for name in names if name == source or name.startswith(source + "/")], source
+    assert "Dockerfile" in names
+    assert not [name for name in names if "__pycache__" in name or "secrets" in name or name.startswith("tests")]
+
+
+def test_the_context_depends_on_contents_alone(tmp_path):
+    roots = []
+    for number, mode in ((1, 0o644), (2, 0o755)):
+        root = tmp_path / str(number)
+        for name in ("Dockerfile", "docker/lib/job.sh", "plugins/module_utils/_pgstream/cli.py"):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+            path.chmod(mode)
+        roots.append(root)
+    (roots[1] / "docker" / "__pycache__").mkdir()
+    (roots[1] / "docker" / "__pycache__" / "x.pyc").write_text("x")
+    assert pack(roots[0]) == pack(roots[1])
+    (roots[1] / "docker" / "lib" / "job.sh").write_text("other")
+    assert pack(roots[0]) != pack(roots[1])
+
+
+# --- an image's archive ------------------------------------------------------------------------------------------------
+
+
+def archive(path, mode, config):
+    text = json.dumps([{"Config": config, "RepoTags": ["registry.example:5000/pgbackup:1", "pgbackup:latest"]}]).encode()
+    with tarfile.open(path, mode) as out:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(text)
+        out.addfile(member, io.BytesIO(text))
+    return path
+
+
+def image_of(path, image):
+    return subprocess.run([sys.executable, str(IMAGE_OF), str(path), image], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("config", ["%s.json" % ("ab" * 32), "blobs/sha256/" + "ab" * 32])
+@pytest.mark.parametrize("image", ["registry.example:5000/pgbackup:1", "pgbackup", "pgbackup:latest"])
+def test_an_archive_tells_its_images_id(tmp_path, mode, config, image):
+    done = image_of(archive(tmp_path / "image.tar", mode, config), image)
+    assert (done.returncode, done.stdout.strip()) == (0, "sha256:" + "ab" * 32)
+
+
+def test_an_archive_without_the_image_says_what_it_has(tmp_path):
+    done = image_of(archive(tmp_path / "image.tar", "w", "x.json"), "pgbackup:2")
+    assert done.returncode == 1
+    assert "has no image pgbackup:2 but registry.example:5000/pgbackup:1" in done.stderr
+
+
+def test_what_is_no_archive_is_said_to_be_none(tmp_path):
+    (tmp_path / "image.tar").write_text("no")
+    done = image_of(tmp_path / "image.tar", "pgbackup")
+    assert done.returncode == 1
+    assert "was not made by docker save" in done.stderr
