@@ -76,6 +76,24 @@ class LockedError(BackupError):
     exit_code = 8
 
 
+class Interrupted(BaseException):
+    """Someone asked the run to stop. Not a BackupError: nothing that gets over an error may get over this."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = ""
+
+    def at(self, stage: str) -> Interrupted:
+        self.stage = self.stage or stage
+        return self
+
+    def sentence(self) -> str:
+        return "%s during %s" % (self.message, self.stage) if self.stage else self.message
+
+
 class Cancelled(BackupError):
     """A worker stopped because another one failed first: never the cause that is reported."""
 
