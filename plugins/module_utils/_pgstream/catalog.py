@@ -28,6 +28,8 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 def new_key(storage: Storage, database: str, moment: datetime, compression: str) -> str:
     """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`; odd characters of the name are percent-encoded."""
     name = percent_encode(database, safe=" !+,=@()[]~")
+    if name.startswith("."):
+        name = "%2E" + name[1:]  # a hidden file would be in no listing
     return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), EXTENSIONS[compression]))
 
 
@@ -50,7 +52,12 @@ def compression_of(key: str) -> str:
 def parse_key(key: str) -> Tuple[str, str]:
     """(database, time) of a templated key; empty strings for another."""
     match = _KEY.match(key.rsplit("/", 1)[-1])
-    return (unquote(match.group("database")), match.group("time")) if match else ("", "")
+    try:
+        if match and datetime.strptime(match.group("time"), _TIME):
+            return unquote(match.group("database")), match.group("time")
+    except ValueError:  # the 31st of February, say: looks like a time and is none
+        pass
+    return "", ""
 
 
 def parse_time(text: str) -> datetime:

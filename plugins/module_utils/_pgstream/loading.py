@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
 
@@ -66,6 +67,8 @@ class Loader:
         """One run of adjacent blocks, in one transaction: should this process die, psql sees the end of its input and
         nothing of the run stays. `chosen` limits it to the rows of these tables."""
         process = self.open()
+        if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
+            process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
         process.write(b"BEGIN;\n")
         expected: List[tuple] = []
         reader = Reader(store, key, run)

@@ -208,8 +208,8 @@ class Leader(Session):
         super().__init__(server, database, autocommit=False)
         self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         self.pooled = self._connection.info.backend_pid != self.value("SELECT pg_backend_pid()")
-        for setting in SESSION_SETTINGS:
-            self.execute(setting)
+        self.search_path: List[str] = self.value("SELECT pg_catalog.current_schemas(false)::text[]")
+        self.execute("; ".join(SESSION_SETTINGS))
         self.snapshot = str(self.value("SELECT pg_catalog.pg_export_snapshot()"))
         self.snapshot_at = self.value("SELECT pg_catalog.clock_timestamp()")
 
@@ -238,7 +238,7 @@ class Leader(Session):
 
 
 _USER_TABLES = """
-SELECT c.oid, n.nspname, c.relname, c.relkind::text
+SELECT c.oid, n.nspname, c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
@@ -247,9 +247,21 @@ ORDER BY 2, 3
 """
 
 
-def user_tables(session: Session) -> List[Tuple[int, str, str, str]]:
-    """(oid, schema, name, relkind) of tables and partitioned tables that are no extension's."""
-    return [(int(oid), schema, name, kind) for oid, schema, name, kind in session.rows(_USER_TABLES)]
+@dataclass(frozen=True)
+class TableName:
+    """A table or partitioned table. `visible`: found in the role's search path without naming its schema."""
+
+    oid: int
+    schema: str
+    name: str
+    visible: bool
+
+
+def user_tables(leader: Leader) -> List[TableName]:
+    """Every table and partitioned table that is no extension's."""
+    rows = leader.rows(_USER_TABLES)
+    first = {name: space for space in reversed(leader.search_path) for _oid, schema, name in rows if schema == space}
+    return [TableName(int(oid), schema, name, first.get(name) == schema) for oid, schema, name in rows]
 
 
 # A hash partition on an enum hashes OIDs, which differ after a restore: rows must go through the root, as in pg_dump.

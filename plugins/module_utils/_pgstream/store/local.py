@@ -28,7 +28,7 @@ class LocalStore(Store):
 
     def _path(self, key: str) -> str:
         path = os.path.normpath(os.path.join(self._root, key))
-        if os.path.commonpath([self._root, path]) != self._root:
+        if os.path.commonpath([self._root, path]) != self._root or path == self._root:
             raise StorageError("the key %s leads out of the directory %s" % (key, self._root))
         return path
 

@@ -256,7 +256,10 @@ class _S3Upload(Upload):
     def commit(self) -> StoredObject:
         if self._pending or not self._parts:
             self._send()
-        parts = [part.result() for part in self._parts]
+        try:
+            parts = [part.result() for part in self._parts]
+        except BaseException as error:
+            raise self._failure or error from None  # the first cause, not a later part's echo of it
         self._pool.shutdown()
         arguments: Dict[str, Any] = {"MultipartUpload": {"Parts": parts}, **self._target}
         answer = self._complete(arguments)
@@ -270,8 +273,9 @@ class _S3Upload(Upload):
             except StorageError as error:
                 code = _code(error.__cause__)
                 if code in ("PreconditionFailed", "ConditionalRequestConflict") or _status(error.__cause__) == 412:
+                    # Or it is ours: the answer to a first attempt was lost, and the client asked again.
                     error.hint = "Another run wrote %s meanwhile." % self._key
-                    raise
+                    return self._settled(error)
                 if code != "NotImplemented" and _status(error.__cause__) != 501:
                     return self._settled(error)
         try:
