@@ -123,7 +123,7 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
             if item is not None:
                 return _unchanged(request, store, item, "exists already")
         if request.fresh_within:
-            for info in catalog.candidates(store, request.database):
+            for info in catalog.candidates(store, request.database, direct=True):
                 if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > request.fresh_within:
                     break
                 item = store.stat(info.key)
@@ -348,8 +348,11 @@ class _Run:
                 str(value.is_called).lower(),
             )
             blocks.sql(statement.encode(leader.codec))
-        if found.large_objects:
-            for oid in postgres.large_object_oids(leader):
+        if not (self.request.filters.schemas or self.request.filters.tables):  # as pg_dump has it
+            blocks.close()  # a restore may leave owners and grants out of blocks without rows
+            for oid, lines in postgres.large_objects(leader):
+                for line in lines:
+                    blocks.sql((line + "\n").encode(leader.codec))
                 self._large_object(oid, blocks)
         return tables
 

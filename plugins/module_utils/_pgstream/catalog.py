@@ -16,7 +16,7 @@ from urllib.parse import quote as percent_encode
 from urllib.parse import unquote
 
 from . import archive
-from .errors import BackupError, IntegrityError, NotFoundError, UsageError
+from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
 from .model import EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
@@ -77,13 +77,18 @@ def list_backups(storage: Storage, database: str = "") -> List[BackupInfo]:
         return list(pool.map(lambda info: replace(info, foreign=_is_foreign(store, info)), found))
 
 
-def candidates(store: Store, database: str = "") -> List[BackupInfo]:
-    """The listing alone, newest first: nothing is read, so `foreign` is not known yet."""
+def candidates(store: Store, database: str = "", direct: bool = False) -> List[BackupInfo]:
+    """The listing alone, newest first: nothing is read, so `foreign` is not known yet.
+
+    `direct`: right under the prefix only. Deeper keys may be another host's, whose database has the same name.
+    """
     prefix = store.storage.prefix.strip("/")
     found = [
         _info(store.storage, item) for item in store.list(prefix + "/" if prefix else "") if compression_of(item.key)
     ]
     found = [info for info in found if not database or info.database == database]
+    if direct:
+        found = [info for info in found if info.key == whole_key(store.storage, info.key.rsplit("/", 1)[-1])]
     return sorted(found, key=lambda info: (info.time or info.modified_at, info.key), reverse=True)
 
 
@@ -122,6 +127,8 @@ def find(store: Store, key: str) -> StoredObject:
 def _nearest(store: Store, key: str) -> str:
     try:
         keys = [info.key for info in candidates(store)]
+    except NoStoreError:
+        raise  # to look for a backup is too early then
     except BackupError:
         return ""
     if not keys:
@@ -133,7 +140,7 @@ def _nearest(store: Store, key: str) -> str:
 def latest(store: Store, database: str, before: str = "") -> StoredObject:
     """The newest backup of a database, by the time in its key, older than `before` when that is given."""
     moment = parse_time(before) if before else None
-    for info in candidates(store, database):
+    for info in candidates(store, database, direct=True):
         if not info.time or (moment is not None and parse_time(info.time) >= moment):
             continue
         item = store.stat(info.key)

@@ -8,6 +8,7 @@ BackupError            1  the operation failed
 +-- UsageError         2  options or environment are wrong; every fault named at once
 +-- ServerError        3  PostgreSQL is unreachable or refuses
 +-- StorageError       4  the bucket or directory is inaccessible
+|   +-- NoStoreError      it is not there
 +-- NotFoundError      5  no such backup
 +-- IntegrityError     6  sha256, size, row count or truncation
 +-- TargetError        7  the restore's target is not empty
@@ -58,6 +59,10 @@ class ServerError(BackupError):
 
 class StorageError(BackupError):
     exit_code = 4
+
+
+class NoStoreError(StorageError):
+    """The bucket or directory itself is not there."""
 
 
 class NotFoundError(BackupError):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 from .errors import BackupError, LockedError, ServerError, UsageError
 from .model import DatabaseInfo, Server
@@ -368,8 +368,38 @@ def sequence_values(session: Session, oids: Sequence[int]) -> List[SequenceValue
     return values
 
 
-def large_object_oids(session: Session) -> List[int]:
-    return [int(oid) for (oid,) in session.rows("SELECT oid FROM pg_catalog.pg_largeobject_metadata ORDER BY oid")]
+_LARGE_OBJECTS = """
+SELECT m.oid, pg_catalog.pg_get_userbyid(m.lomowner), pg_catalog.obj_description(m.oid, 'pg_largeobject'),
+       m.lomacl IS NULL,
+       ARRAY(SELECT ARRAY[CASE WHEN a.grantee = 0 THEN '' ELSE pg_catalog.pg_get_userbyid(a.grantee) END,
+                          a.privilege_type, a.is_grantable::text]
+             FROM pg_catalog.aclexplode(m.lomacl) a)
+FROM pg_catalog.pg_largeobject_metadata m WHERE m.oid > %s ORDER BY m.oid LIMIT 1000
+"""
+
+
+def large_objects(session: Session) -> Iterator[Tuple[int, List[str]]]:
+    """Each large object's OID, and the statements, a line each, that make it and say whose it is.
+
+    Grants are given as if by the owner, security labels are not.
+    """
+    oid = 0
+    while True:
+        batch = session.rows(_LARGE_OBJECTS, (oid,))
+        for oid, owner, comment, default_acl, grants in batch:
+            name = "LARGE OBJECT %d" % oid
+            lines = ["SELECT pg_catalog.lo_create('%d');" % oid, "ALTER %s OWNER TO %s;" % (name, quote(owner))]
+            if comment:
+                lines.append("COMMENT ON %s IS %s;" % (name, literal(comment)))
+            if not default_acl:
+                lines.append("REVOKE ALL ON %s FROM %s;" % (name, quote(owner)))
+            for grantee, privilege, grantable in grants:
+                option = " WITH GRANT OPTION" if grantable == "true" else ""
+                to = quote(grantee) if grantee else "PUBLIC"
+                lines.append("GRANT %s ON %s TO %s%s;" % (privilege, name, to, option))
+            yield int(oid), lines
+        if not batch:
+            return
 
 
 def large_object_chunk(session: Session, oid: int, offset: int, length: int) -> bytes:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Dict, List, Sequence, Set, Tuple
 
 from .clients import Clients
-from .errors import IntegrityError
+from .errors import BackupError, IntegrityError
 from .model import Filters
 from .process import Processes
 
 _PG_CLASS = 1259  # OIDs of the catalogues themselves: fixed in PostgreSQL's pg_class.h and others
 _PG_ATTRDEF = 2604
 _PG_EXTENSION = 3079
-_PG_LARGEOBJECT = 2613
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
@@ -44,7 +43,6 @@ class Contents:
     relations: Set[int]
     sequences: Set[int]
     extensions: Set[int]
-    large_objects: bool
 
 
 def dump_schema(
@@ -60,7 +58,7 @@ def dump_schema(
 
     In UTF-8, whatever the database's encoding, but for SQL_ASCII: bytes of no known encoding may not be valid in it.
     """
-    arguments = ["-Fc", "--section=pre-data", "--section=post-data", "--snapshot=" + snapshot]
+    arguments = ["-Fc", "--section=pre-data", "--section=post-data", "--no-blobs", "--snapshot=" + snapshot]
     arguments.append("--lock-wait-timeout=%ds" % lock_timeout)
     for option, patterns in (
         ("--schema=", filters.schemas),
@@ -70,7 +68,12 @@ def dump_schema(
     ):
         arguments += [option + pattern for pattern in patterns]
     env = clients.environment("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
-    return processes.run(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+    try:
+        return processes.run(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+    except BackupError as error:
+        if "due to statement timeout" in error.message:  # how pg_dump limits its wait for a lock
+            error.hint = "Another session waits for a lock on a table before pg_dump: run again when it is done."
+        raise
 
 
 def pg_restore_text(
@@ -99,7 +102,6 @@ def entries(clients: Clients, processes: Processes, archive: bytes) -> List[Entr
 def contents(toc: Sequence[Entry]) -> Contents:
     """An entry's kind is told by its catalogue's OID too: a schema may be called DATA or ATTACH."""
     relations, sequences, extensions = set(), set(), set()
-    large_objects = False
     for entry in toc:
         if entry.catalogue == _PG_CLASS and entry.text.startswith(b"TABLE "):
             relations.add(entry.oid)
@@ -107,9 +109,7 @@ def contents(toc: Sequence[Entry]) -> Contents:
             sequences.add(entry.oid)
         elif entry.catalogue == _PG_EXTENSION and entry.text.startswith(b"EXTENSION "):
             extensions.add(entry.oid)
-        elif entry.catalogue == _PG_LARGEOBJECT and entry.text.startswith(b"BLOB"):
-            large_objects = True
-    return Contents(relations, sequences, extensions, large_objects)
+    return Contents(relations, sequences, extensions)
 
 
 def select(
@@ -132,6 +132,8 @@ def select(
         kind, rest = _split(entry)
         if _is_table(entry) and entry.oid in oids:
             chosen.add(entry.dump_id)
+        elif kind == b"FK CONSTRAINT":
+            continue  # it may need the rows of a table in another schema
         elif any(rest.startswith(space) or (kind == b"SCHEMA" and rest.startswith(b"- " + space)) for space in spaces):
             chosen.add(entry.dump_id)
         elif kind in _RELATIONS and any(
@@ -150,6 +152,8 @@ def select(
             if entry.dump_id in picked or kind not in _ATTACHED:
                 continue
             owners = [number for number in entry.needs if number in by_id and _split(by_id[number])[0] in _OWNERS]
+            if kind == b"FK CONSTRAINT" and any(_is_table(by_id[number]) for number in owners if number not in chosen):
+                continue  # a table that came along has its definition only, and no rows to refer to
             if owners and all(number in picked for number in owners):
                 _with_needs({entry.dump_id}, by_id, picked)
                 grown = True

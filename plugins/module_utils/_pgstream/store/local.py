@@ -12,7 +12,7 @@ import os
 from datetime import datetime, timezone
 from typing import Dict, Iterator, List, Optional, Sequence
 
-from ..errors import BackupError, IntegrityError, NotFoundError, StorageError
+from ..errors import BackupError, IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
 from . import Store, StoredObject, Upload
@@ -34,7 +34,7 @@ class LocalStore(Store):
 
     def begin(self, key: str, overwrite: bool, metadata: Optional[Dict[str, str]] = None) -> Upload:
         if not os.path.isdir(self._root):
-            raise StorageError("the directory %s does not exist" % self._root, hint="Create it, or mount it.")
+            raise NoStoreError("the directory %s does not exist" % self._root, hint="Create it, or mount it.")
         path = self._path(key)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -75,7 +75,7 @@ class LocalStore(Store):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         if not os.path.isdir(self._root):
-            raise StorageError("the directory %s does not exist" % self._root)
+            raise NoStoreError("the directory %s does not exist" % self._root)
         for directory, folders, files in os.walk(self._root):
             folders.sort()
             for name in sorted(files):
