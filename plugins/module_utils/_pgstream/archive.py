@@ -14,14 +14,18 @@ import dataclasses
 import hashlib
 import json
 import threading
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 from . import codec, framing
 from .errors import BackupError, IntegrityError
 from .model import FORMAT_VERSION, Block, DatabaseInfo, Index, Table
 
 MAX_INDEX = 256 << 20  # bytes, stored and raw: a hostile footer may not ask for more
+LARGEST = 1 << 62  # bytes or rows: more than any store holds, and within what messages can print
+_PLAIN = {"int": int, "str": str, "bool": bool}
 _ORDER = {"schema": 0, "pre": 1, "data": 2, "rest": 3, "post": 4}
+
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass
@@ -151,9 +155,9 @@ def parse_index(raw: bytes) -> Index:
             if "block" in item:
                 fields = item["block"]
                 fields["tables"] = tuple((int(number), int(rows)) for number, rows in fields["tables"])
-                blocks.append(_checked(Block(**fields)))
+                blocks.append(_checked(_made(Block, fields)))
             elif "table" in item:
-                tables.append(Table(**item["table"]))
+                tables.append(_made(Table, item["table"]))
             else:
                 head = item["index"]
         if head is None:
@@ -163,20 +167,31 @@ def parse_index(raw: bytes) -> Index:
         database = head.pop("database")
         database["acl"] = tuple(tuple(entry) for entry in database["acl"])
         database["settings"] = tuple(tuple(entry) for entry in database["settings"])
-        return Index(database=DatabaseInfo(**database), tables=tuple(tables), blocks=tuple(blocks), **head)
+        for entries, types in ((database["acl"], [str, str, bool]), (database["settings"], [str, str, str])):
+            if any([type(value) for value in entry] != types for entry in entries):
+                raise IntegrityError("the index has grants or settings that are not what they should be")
+        info = _made(DatabaseInfo, database)
+        return _made(Index, {**head, "database": info, "tables": tuple(tables), "blocks": tuple(blocks)})
     except IntegrityError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise IntegrityError("the index cannot be read: %s" % error) from error
 
 
+def _made(kind: Callable[..., Made], fields: Dict[str, Any]) -> Made:
+    """A dataclass from JSON, whose plain fields have the types that they are declared with."""
+    made = kind(**fields)
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        wanted = _PLAIN.get(str(field.type))
+        if wanted is not None and type(getattr(made, field.name)) is not wanted:
+            raise IntegrityError("the index has a field %s that is not what it should be" % field.name)
+    return made
+
+
 def _checked(block: Block) -> Block:
-    numbers = [block.offset, block.length, block.raw_length, block.rows, block.table]
-    for table, rows in block.tables:
-        numbers += [table, rows]
-    if any(type(number) is not int for number in numbers) or not isinstance(block.sha256, str):
-        raise IntegrityError("the index has a block whose fields are not what they should be")
-    if min(numbers[:4]) < 0 or block.section not in _ORDER:
+    numbers = [block.offset, block.length, block.raw_length, block.rows]
+    numbers += [rows for _table, rows in block.tables]
+    if min(numbers) < 0 or max(numbers) > LARGEST or block.section not in _ORDER:
         raise IntegrityError("the index has a block that cannot be")
     return block
 

@@ -29,7 +29,7 @@ from .model import (
     TableResult,
 )
 from .patterns import matches
-from .postgres import Leader, TableFacts
+from .postgres import Leader, TableFacts, TableName
 from .process import Processes
 from .stages import all_faults, stage
 from .store import Store, StoredObject, Upload, open_store
@@ -72,7 +72,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     (leader, clients), upload = _open_both(request, store, key)
     upload.abort()
     with leader, stage("validation"):
-        facts = _lock_and_measure(leader, request)
+        _locked, facts = _lock_and_measure(leader, request)
     return BackupResult(
         changed=True,
         database=request.database,
@@ -123,7 +123,7 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
             if item is not None:
                 return _unchanged(request, store, item, "exists already")
         if request.fresh_within:
-            for info in catalog.candidates(store, request.database):
+            for info in catalog.candidates(store, request.database, direct=True):
                 if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > request.fresh_within:
                     break
                 item = store.stat(info.key)
@@ -187,21 +187,23 @@ def _open(request: BackupRequest) -> Tuple[Leader, Clients]:
         raise
 
 
-def _lock_and_measure(leader: Leader, request: BackupRequest) -> List[TableFacts]:
-    """Lock every table that the filters do not rule out; facts of those with rows of their own."""
-    wanted = [entry for entry in postgres.user_tables(leader) if _wanted(request.filters, entry[1], entry[2])]
+def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[List[TableName], List[TableFacts]]:
+    """Lock every table that the filters do not rule out; those, and the facts of those with rows of their own."""
+    locked = [each for each in postgres.user_tables(leader) if _wanted(request.filters, each)]
     with stage("locking tables"):
-        leader.lock_tables(
-            [postgres.qualified(name, table) for _oid, name, table, _kind in wanted], request.lock_timeout
-        )
-    return postgres.table_facts(leader, [entry[0] for entry in wanted])
+        leader.lock_tables([postgres.qualified(each.schema, each.name) for each in locked], request.lock_timeout)
+    return locked, postgres.table_facts(leader, [each.oid for each in locked])
 
 
-def _wanted(filters: Filters, schema_name: str, name: str) -> bool:
-    """No narrower than pg_dump's own reading of the filters, which decides in the end."""
+def _wanted(filters: Filters, table: TableName) -> bool:
+    """The filters as pg_dump reads them. It decides in the end; a table that it takes and we did not is an error."""
+    if matches(filters.exclude_tables, table.schema, table.name, table.visible):
+        return False
     if filters.tables:
-        return matches(filters.tables, schema_name, name)
-    return not filters.schemas or matches(filters.schemas, "", schema_name)
+        return matches(filters.tables, table.schema, table.name, table.visible)
+    if matches(filters.exclude_schemas, "", table.schema):
+        return False
+    return not filters.schemas or matches(filters.schemas, "", table.schema)
 
 
 @dataclass
@@ -225,11 +227,11 @@ class _Run:
         self.processes = Processes()
         try:
             with stage("snapshot"):
-                facts = _lock_and_measure(leader, request)
+                locked, facts = _lock_and_measure(leader, request)
                 info = postgres.database_info(leader)
             self.estimate = sum(each.size for each in facts)
             self.upload.expect(self.estimate)
-            index = self._write(facts, info)
+            index = self._write(locked, facts, info)
             with stage("commit"):
                 leader.still_there()
                 stored = self.upload.commit()
@@ -259,23 +261,31 @@ class _Run:
         self.log.info("committed", key=self.key, stored_bytes=stored.size, rows=index.rows, seconds=result.seconds)
         return result
 
-    def _write(self, facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:
+    def _write(self, locked: Sequence[TableName], facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:
         """Everything from the schema block to the footer."""
         request, leader, clients = self.request, self.leader, self.clients
+        no_rows = request.filters.exclude_table_data
         self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
         self.block_size = plan.block_size(self.estimate)
         with stage("schema dump"):
             dumped = schema.dump_schema(
-                clients, self.processes, request.database, leader.snapshot, request.filters, request.lock_timeout
+                clients,
+                self.processes,
+                request.database,
+                leader.encoding,
+                leader.snapshot,
+                request.filters,
+                request.lock_timeout,
             )
             found = schema.contents(schema.entries(clients, self.processes, dumped))
         with stage("head"):
             self.archive.text("schema", schema.as_comments(dumped))
             self.archive.text("pre", self._script(dumped, "pre-data"))
-        chosen = [each for each in facts if each.oid in found.relations and not self._without_rows(each)]
-        missing = found.relations - {oid for oid, _schema, _name, _kind in postgres.user_tables(leader)}
+        missing = found.relations - {each.oid for each in locked}
         if missing:
-            raise BackupError("pg_dump took %d tables that were not locked" % len(missing))
+            raise BackupError("pg_dump took %d tables that are not among the locked ones" % len(missing))
+        bare = {each.oid for each in locked if matches(no_rows, each.schema, each.name, each.visible)}
+        chosen = [each for each in facts if each.oid in found.relations - bare]
         tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(chosen)]
         with stage("table data"):
             copier = self._copy(chosen)
@@ -290,9 +300,6 @@ class _Run:
             index = self._index(info, tables, copier)
             self.archive.finish(index)
         return index
-
-    def _without_rows(self, facts: TableFacts) -> bool:
-        return matches(self.request.filters.exclude_table_data, facts.schema, facts.name)
 
     def _script(self, dumped: bytes, section: str) -> bytes:
         text = schema.pg_restore_text(self.clients, self.processes, dumped, ["--section=" + section, "-f", "-"])
@@ -341,8 +348,11 @@ class _Run:
                 str(value.is_called).lower(),
             )
             blocks.sql(statement.encode(leader.codec))
-        if found.large_objects:
-            for oid in postgres.large_object_oids(leader):
+        if not (self.request.filters.schemas or self.request.filters.tables):  # as pg_dump has it
+            blocks.close()  # a restore may leave owners and grants out of blocks without rows
+            for oid, lines in postgres.large_objects(leader):
+                for line in lines:
+                    blocks.sql((line + "\n").encode(leader.codec))
                 self._large_object(oid, blocks)
         return tables
 

@@ -16,7 +16,7 @@ from urllib.parse import quote as percent_encode
 from urllib.parse import unquote
 
 from . import archive
-from .errors import BackupError, IntegrityError, NotFoundError, UsageError
+from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
 from .model import EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
@@ -28,6 +28,8 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 def new_key(storage: Storage, database: str, moment: datetime, compression: str) -> str:
     """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`; odd characters of the name are percent-encoded."""
     name = percent_encode(database, safe=" !+,=@()[]~")
+    if name.startswith("."):
+        name = "%2E" + name[1:]  # a hidden file would be in no listing
     return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), EXTENSIONS[compression]))
 
 
@@ -50,7 +52,12 @@ def compression_of(key: str) -> str:
 def parse_key(key: str) -> Tuple[str, str]:
     """(database, time) of a templated key; empty strings for another."""
     match = _KEY.match(key.rsplit("/", 1)[-1])
-    return (unquote(match.group("database")), match.group("time")) if match else ("", "")
+    try:
+        if match and datetime.strptime(match.group("time"), _TIME):
+            return unquote(match.group("database")), match.group("time")
+    except ValueError:  # the 31st of February, say: looks like a time and is none
+        pass
+    return "", ""
 
 
 def parse_time(text: str) -> datetime:
@@ -70,13 +77,18 @@ def list_backups(storage: Storage, database: str = "") -> List[BackupInfo]:
         return list(pool.map(lambda info: replace(info, foreign=_is_foreign(store, info)), found))
 
 
-def candidates(store: Store, database: str = "") -> List[BackupInfo]:
-    """The listing alone, newest first: nothing is read, so `foreign` is not known yet."""
+def candidates(store: Store, database: str = "", direct: bool = False) -> List[BackupInfo]:
+    """The listing alone, newest first: nothing is read, so `foreign` is not known yet.
+
+    `direct`: right under the prefix only. Deeper keys may be another host's, whose database has the same name.
+    """
     prefix = store.storage.prefix.strip("/")
     found = [
         _info(store.storage, item) for item in store.list(prefix + "/" if prefix else "") if compression_of(item.key)
     ]
     found = [info for info in found if not database or info.database == database]
+    if direct:
+        found = [info for info in found if info.key == whole_key(store.storage, info.key.rsplit("/", 1)[-1])]
     return sorted(found, key=lambda info: (info.time or info.modified_at, info.key), reverse=True)
 
 
@@ -115,6 +127,8 @@ def find(store: Store, key: str) -> StoredObject:
 def _nearest(store: Store, key: str) -> str:
     try:
         keys = [info.key for info in candidates(store)]
+    except NoStoreError:
+        raise  # to look for a backup is too early then
     except BackupError:
         return ""
     if not keys:
@@ -126,7 +140,7 @@ def _nearest(store: Store, key: str) -> str:
 def latest(store: Store, database: str, before: str = "") -> StoredObject:
     """The newest backup of a database, by the time in its key, older than `before` when that is given."""
     moment = parse_time(before) if before else None
-    for info in candidates(store, database):
+    for info in candidates(store, database, direct=True):
         if not info.time or (moment is not None and parse_time(info.time) >= moment):
             continue
         item = store.stat(info.key)

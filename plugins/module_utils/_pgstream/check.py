@@ -45,7 +45,7 @@ def _tables(leader: Leader) -> Finding:
     denied = leader.rows(
         "SELECT oid::regclass::text FROM pg_catalog.unnest(%s::oid[]) AS t(oid)"
         " WHERE NOT pg_catalog.has_table_privilege(t.oid, 'SELECT') LIMIT 3",
-        ([entry[0] for entry in tables],),
+        ([each.oid for each in tables],),
     )
     if denied:
         return Finding("tables readable", False, "no SELECT on %s" % ", ".join(name for (name,) in denied))

@@ -27,7 +27,7 @@ from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO
 from urllib.parse import quote
 
 from . import config
-from .errors import BackupError, UsageError
+from .errors import BackupError, Interrupted, UsageError
 from .events import new_correlation_id, utc_now
 from .model import COMPRESSIONS, ENGINE_VERSION, BackupInfo, Filters, Finding, RestoreRequest, Server, Storage
 from .progress import TerminalLog, amount, is_terminal, printable
@@ -43,10 +43,6 @@ _PACKAGES = {
     "prometheus_client": "prometheus-client",
 }
 _SECRET_FLAG = re.compile(r"--?[\w-]*(pass|secret|token|credential|access-?key)[\w-]*", re.IGNORECASE)
-
-
-class Interrupted(BackupError):
-    """A signal asked the run to stop. Raised in the main thread, so that the engine cleans up as after any failure."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
             out.write((shown or json.dumps(line, ensure_ascii=False, default=str)) + "\n")
             out.flush()
             error: Optional[BaseException] = outcome.failure
-        except (Exception, KeyboardInterrupt) as caught:
+        except (Exception, KeyboardInterrupt, Interrupted) as caught:
             signals.ignore()
             error = signals.received or caught  # what else fails then is an echo of the interrupt
         log.bar.close()
@@ -324,7 +320,7 @@ def _fail(log: TerminalLog, record: Recorder, error: BaseException, environ: Tex
     """Note the failure, write the one ERROR line and return the exit status."""
     secrets = config.secret_values(environ)
     fields: Dict[str, object] = {"stage": "", "exit_code": 1}
-    if isinstance(error, BackupError):
+    if isinstance(error, (BackupError, Interrupted)):
         # A word that is no secret elsewhere, such as the user's name, stays readable though it is the password too.
         public = {environ.get(name) for name in ("POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "RCLONE_S3_BUCKET")}
         secrets = tuple(secret for secret in secrets if secret not in public)

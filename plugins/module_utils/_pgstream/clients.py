@@ -40,6 +40,12 @@ class Clients:
     minor: int
     server: Server
 
+    @property
+    def restricts(self) -> bool:
+        """Whether this psql knows \\restrict, which lets a script run SQL and nothing else (CVE-2025-8714)."""
+        since = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
+        return self.minor >= since.get(self.major, 0 if self.major >= 18 else 1000)
+
     def environment(self, encoding: str = "UTF8") -> Dict[str, str]:
         """The whole environment of a client: libpq's names, nothing else of ours."""
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}

@@ -164,6 +164,7 @@ class DataCopier:
                 with self._lock:
                     self._blocked.append(task)
                 return
+            self._leader.still_there()  # its snapshot ends with it: then that is the first cause
             raise (cause or error) from None
         blocks.close()
         self._add(task, blocks)
@@ -199,11 +200,11 @@ class DataCopier:
         names = dict.fromkeys(item.name for item in task.items)
         # "\;" sends statements in one message: one round trip.
         lines = [
-            "\\set VERBOSITY sqlstate",
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY\\; SET TRANSACTION SNAPSHOT %s\\; "
             % literal(self._leader.snapshot)
             + "\\; ".join(SESSION_SETTINGS)
             + ";",
+            "\\set VERBOSITY sqlstate",
             "LOCK TABLE ONLY %s IN ACCESS SHARE MODE NOWAIT;" % ", ONLY ".join(names),
             "\\set VERBOSITY default",
         ]

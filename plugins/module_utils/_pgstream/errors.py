@@ -8,6 +8,7 @@ BackupError            1  the operation failed
 +-- UsageError         2  options or environment are wrong; every fault named at once
 +-- ServerError        3  PostgreSQL is unreachable or refuses
 +-- StorageError       4  the bucket or directory is inaccessible
+|   +-- NoStoreError      it is not there
 +-- NotFoundError      5  no such backup
 +-- IntegrityError     6  sha256, size, row count or truncation
 +-- TargetError        7  the restore's target is not empty
@@ -60,6 +61,10 @@ class StorageError(BackupError):
     exit_code = 4
 
 
+class NoStoreError(StorageError):
+    """The bucket or directory itself is not there."""
+
+
 class NotFoundError(BackupError):
     exit_code = 5
 
@@ -74,6 +79,24 @@ class TargetError(BackupError):
 
 class LockedError(BackupError):
     exit_code = 8
+
+
+class Interrupted(BaseException):
+    """Someone asked the run to stop. Not a BackupError: nothing that gets over an error may get over this."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = ""
+
+    def at(self, stage: str) -> Interrupted:
+        self.stage = self.stage or stage
+        return self
+
+    def sentence(self) -> str:
+        return "%s during %s" % (self.message, self.stage) if self.stage else self.message
 
 
 class Cancelled(BackupError):

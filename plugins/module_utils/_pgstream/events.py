@@ -83,8 +83,11 @@ class JsonLog(Log):
         line.update(fields)
         stream = self._out if level == "INFO" else self._err
         with self._lock:
-            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-            stream.flush()
+            try:
+                stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                stream.flush()
+            except OSError:
+                pass  # nobody reads the log any more: no reason to fail a good backup
 
     def progress(self, done: int, total: int, what: str = "") -> None:
         if self._on_progress is not None:

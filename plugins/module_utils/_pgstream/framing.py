@@ -85,9 +85,11 @@ def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
         if not data.startswith(_LINE) or data[len(empty) - 1 : len(empty)] != b"\n":
             return None
         try:
-            return bytes.fromhex(data[len(_LINE) : len(empty) - 1].decode("ascii"))
+            payload = bytes.fromhex(data[len(_LINE) : len(empty) - 1].decode("ascii"))
         except ValueError:
             return None
+        # fromhex also takes spaces and capitals, which were never written.
+        return payload if data.startswith(_wrap(compression, payload)) else None
     head = len(empty) - size
     return data[head : len(empty)] if data[:head] == empty[:head] else None
 
@@ -127,7 +129,7 @@ def find_footer(tail: bytes, size: int) -> Optional[Footer]:
         if body is None or body[:8] != _MAGIC:
             continue
         _magic, version, _reserved, offset, index_length, raw_length, sha256, crc = _FOOTER.unpack(body)
-        if crc != zlib.crc32(body[:-4]):
+        if crc != zlib.crc32(body[:-4]) or (compression == "gzip" and not tail.endswith(_EMPTY_DEFLATE)):
             raise IntegrityError("the backup's footer is damaged")
         if version != _VERSION:
             raise IntegrityError(

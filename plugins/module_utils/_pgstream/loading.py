@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import archive
 from .clients import Clients
 from .copying import END_AFTER_ROWS
-from .errors import BackupError, IntegrityError
+from .errors import BackupError, IntegrityError, UsageError
 from .model import Block, Index
 from .postgres import quote
 from .process import Process, Processes
@@ -61,11 +62,20 @@ class Loader:
         process.finish()
 
     def load(
-        self, store: Store, key: str, index: Index, run: Sequence[Block], chosen: Optional[Set[int]] = None
+        self,
+        store: Store,
+        key: str,
+        index: Index,
+        run: Sequence[Block],
+        chosen: Optional[Set[int]] = None,
+        unwanted: Tuple[bytes, ...] = (),
     ) -> None:
         """One run of adjacent blocks, in one transaction: should this process die, psql sees the end of its input and
-        nothing of the run stays. `chosen` limits it to the rows of these tables."""
+        nothing of the run stays. `chosen` limits it to the rows of these tables; lines of blocks without rows that
+        begin with something `unwanted` are left out."""
         process = self.open()
+        if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
+            process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
         process.write(b"BEGIN;\n")
         expected: List[tuple] = []
         reader = Reader(store, key, run)
@@ -75,6 +85,9 @@ class Loader:
             sql = archive.block_sql(index.compression, block, stored)
             if chosen is not None and any(number not in chosen for number, _rows in block.tables):
                 sql = iter([only(b"".join(sql), block, chosen)])
+            elif unwanted and not block.tables:
+                lines = b"".join(sql).splitlines(True)
+                sql = iter([line for line in lines if not line.startswith(unwanted)])
             for piece in sql:
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
@@ -159,6 +172,8 @@ def load_foreign(
     for piece in pieces:
         loader.stored_bytes += len(piece)
         for sql in decode(piece):
+            if not loader.raw_bytes and sql.startswith(b"PGDMP"):
+                raise UsageError("it is a custom-format archive of pg_dump", hint="Restore it with pg_restore.")
             # A line that begins with a backslash and a letter of \connect is never a row: COPY doubles backslashes.
             if b"\n\\connect " in tail + sql:
                 raise BackupError(

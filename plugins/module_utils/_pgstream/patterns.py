@@ -17,8 +17,9 @@ _SPECIAL = set("|*+?()[]{}.^$\\")
 def pattern_to_regex(pattern: str) -> Tuple[str, str]:
     """(schema regex or "", name regex), both anchored.
 
-    Rules of psql's "Patterns" section: outside double quotes letters fold to lower case, `*` is any text, `?` any
-    character and a dot separates schema from name; inside quotes all stand for themselves, `""` is a quote.
+    Rules of psql's "Patterns" section: outside double quotes ASCII letters fold to lower case, `*` is any text, `?`
+    any character, a dot separates schema from name, a dollar is a dollar and what else is special in regular
+    expressions is so here; inside quotes all stand for themselves, `""` is a quote.
     """
     parts: List[List[str]] = [[]]
     quoted = False
@@ -37,9 +38,10 @@ def pattern_to_regex(pattern: str) -> Tuple[str, str]:
             parts[-1].append(".*")
         elif not quoted and letter == "?":
             parts[-1].append(".")
-        else:
-            letter = letter if quoted else letter.lower()
+        elif quoted or letter == "$" or pattern[position : position + 2] == "[]":
             parts[-1].append("\\" + letter if letter in _SPECIAL else letter)
+        else:
+            parts[-1].append(letter.lower() if letter.isascii() else letter)
         position += 1
     if quoted:
         raise UsageError("the pattern %s has an unclosed double quote" % pattern)
@@ -49,12 +51,14 @@ def pattern_to_regex(pattern: str) -> Tuple[str, str]:
     return ("^(%s)$" % "".join(parts[0]), name) if len(parts) == 2 else ("", name)
 
 
-def matches(patterns: Sequence[str], schema: str, name: str) -> bool:
-    """Whether `schema`.`name` matches any of the patterns; a pattern without a dot is for the name alone."""
+def matches(patterns: Sequence[str], schema: str, name: str, visible: bool = True) -> bool:
+    """Whether a pattern matches `schema`.`name`; one without a dot is for names `visible` in the search path."""
     for pattern in patterns:
         schema_regex, name_regex = pattern_to_regex(pattern)
-        if re.fullmatch(name_regex, name, re.DOTALL) and (
-            not schema_regex or re.fullmatch(schema_regex, schema, re.DOTALL)
-        ):
-            return True
+        try:
+            fits = re.fullmatch(schema_regex, schema, re.DOTALL) if schema_regex else visible
+            if fits and re.fullmatch(name_regex, name, re.DOTALL):
+                return True
+        except re.error as error:
+            raise UsageError("the pattern %s is not a regular expression: %s" % (pattern, error)) from None
     return False

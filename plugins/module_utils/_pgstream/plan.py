@@ -96,7 +96,7 @@ def block_size(estimated: int) -> int:
 
     The estimate is of the server's disk; text may be several times that, hence the factor.
     """
-    needed = 4 * estimated // MAX_BLOCKS
+    needed = -(-4 * estimated // MAX_BLOCKS)
     return max(BLOCK_SIZE, -(-needed // MIB) * MIB)
 
 
@@ -106,5 +106,5 @@ def part_size(estimated: int, smallest: int, max_parts: int) -> int:
     Compressed rows take less than the server's disk does, unless they were compressed there already; twice covers
     hexadecimal of those. With 8 MiB and 10,000 parts it grows past 42 GB on the server's disk, and memory with it.
     """
-    needed = 2 * estimated // max_parts
+    needed = -(-2 * estimated // max_parts)
     return max(smallest, -(-needed // MIB) * MIB)

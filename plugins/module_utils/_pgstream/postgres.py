@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 from .errors import BackupError, LockedError, ServerError, UsageError
 from .model import DatabaseInfo, Server
@@ -208,8 +208,8 @@ class Leader(Session):
         super().__init__(server, database, autocommit=False)
         self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         self.pooled = self._connection.info.backend_pid != self.value("SELECT pg_backend_pid()")
-        for setting in SESSION_SETTINGS:
-            self.execute(setting)
+        self.search_path: List[str] = self.value("SELECT pg_catalog.current_schemas(false)::text[]")
+        self.execute("; ".join(SESSION_SETTINGS))
         self.snapshot = str(self.value("SELECT pg_catalog.pg_export_snapshot()"))
         self.snapshot_at = self.value("SELECT pg_catalog.clock_timestamp()")
 
@@ -238,7 +238,7 @@ class Leader(Session):
 
 
 _USER_TABLES = """
-SELECT c.oid, n.nspname, c.relname, c.relkind::text
+SELECT c.oid, n.nspname, c.relname
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
@@ -247,9 +247,21 @@ ORDER BY 2, 3
 """
 
 
-def user_tables(session: Session) -> List[Tuple[int, str, str, str]]:
-    """(oid, schema, name, relkind) of tables and partitioned tables that are no extension's."""
-    return [(int(oid), schema, name, kind) for oid, schema, name, kind in session.rows(_USER_TABLES)]
+@dataclass(frozen=True)
+class TableName:
+    """A table or partitioned table. `visible`: found in the role's search path without naming its schema."""
+
+    oid: int
+    schema: str
+    name: str
+    visible: bool
+
+
+def user_tables(leader: Leader) -> List[TableName]:
+    """Every table and partitioned table that is no extension's."""
+    rows = leader.rows(_USER_TABLES)
+    first = {name: space for space in reversed(leader.search_path) for _oid, schema, name in rows if schema == space}
+    return [TableName(int(oid), schema, name, first.get(name) == schema) for oid, schema, name in rows]
 
 
 # A hash partition on an enum hashes OIDs, which differ after a restore: rows must go through the root, as in pg_dump.
@@ -356,8 +368,38 @@ def sequence_values(session: Session, oids: Sequence[int]) -> List[SequenceValue
     return values
 
 
-def large_object_oids(session: Session) -> List[int]:
-    return [int(oid) for (oid,) in session.rows("SELECT oid FROM pg_catalog.pg_largeobject_metadata ORDER BY oid")]
+_LARGE_OBJECTS = """
+SELECT m.oid, pg_catalog.pg_get_userbyid(m.lomowner), pg_catalog.obj_description(m.oid, 'pg_largeobject'),
+       m.lomacl IS NULL,
+       ARRAY(SELECT ARRAY[CASE WHEN a.grantee = 0 THEN '' ELSE pg_catalog.pg_get_userbyid(a.grantee) END,
+                          a.privilege_type, a.is_grantable::text]
+             FROM pg_catalog.aclexplode(m.lomacl) a)
+FROM pg_catalog.pg_largeobject_metadata m WHERE m.oid > %s ORDER BY m.oid LIMIT 1000
+"""
+
+
+def large_objects(session: Session) -> Iterator[Tuple[int, List[str]]]:
+    """Each large object's OID, and the statements, a line each, that make it and say whose it is.
+
+    Grants are given as if by the owner, security labels are not.
+    """
+    oid = 0
+    while True:
+        batch = session.rows(_LARGE_OBJECTS, (oid,))
+        for oid, owner, comment, default_acl, grants in batch:
+            name = "LARGE OBJECT %d" % oid
+            lines = ["SELECT pg_catalog.lo_create('%d');" % oid, "ALTER %s OWNER TO %s;" % (name, quote(owner))]
+            if comment:
+                lines.append("COMMENT ON %s IS %s;" % (name, literal(comment)))
+            if not default_acl:
+                lines.append("REVOKE ALL ON %s FROM %s;" % (name, quote(owner)))
+            for grantee, privilege, grantable in grants:
+                option = " WITH GRANT OPTION" if grantable == "true" else ""
+                to = quote(grantee) if grantee else "PUBLIC"
+                lines.append("GRANT %s ON %s TO %s%s;" % (privilege, name, to, option))
+            yield int(oid), lines
+        if not batch:
+            return
 
 
 def large_object_chunk(session: Session, oid: int, offset: int, length: int) -> bytes:

@@ -66,6 +66,8 @@ class Process:
         self._out = self._popen.stdout.fileno()
         _widen(self._out)
         self._helpers = [self._start(self._collect, self._popen.stderr.fileno(), self._stderr)]
+        if hasattr(os, "waitid"):
+            self._start(self._end_group)
         if feed:
             assert self._popen.stdin is not None
             _widen(self._popen.stdin.fileno())
@@ -157,6 +159,16 @@ class Process:
         else:
             cause = cause if cause.startswith(self.name) else "%s: %s" % (self.name, cause)
         return ServerError(cause) if _UNREACHABLE.search(text) else BackupError(cause)
+
+    def _end_group(self) -> None:
+        """When the child ended badly, end what it started too: the workers of a pg_restore that was killed go on, and
+        hold its pipes open. Looked at without reaping, so that the group's number is still its own."""
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_status != 0:
+                os.killpg(self.pid, signal.SIGKILL)
+        except OSError:
+            pass  # reaped already: its pipes were at their end
 
     def _join(self) -> None:
         for thread in self._helpers:

@@ -244,8 +244,11 @@ class _Run:
         with stage("rest of the data"):
             rest = sections.get("rest", [])
             if picked is None:
+                unwanted: Tuple[bytes, ...] = (b"ALTER LARGE OBJECT ",) if request.no_owner else ()
+                if request.no_privileges:
+                    unwanted += (b"GRANT ", b"REVOKE ")
                 for run in archive.runs(rest, loading.LARGEST_RUN):
-                    loader.load(store, key, index, run)
+                    loader.load(store, key, index, run, unwanted=unwanted)
             elif rest:
                 loader.script(_sequence_values(self._sql(index, rest), picked))
         with stage("row counts"):

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Dict, List, Sequence, Set, Tuple
 
 from .clients import Clients
-from .errors import IntegrityError
+from .errors import BackupError, IntegrityError
 from .model import Filters
 from .process import Processes
 
 _PG_CLASS = 1259  # OIDs of the catalogues themselves: fixed in PostgreSQL's pg_class.h and others
+_PG_ATTRDEF = 2604
 _PG_EXTENSION = 3079
-_PG_LARGEOBJECT = 2613
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
@@ -43,14 +43,22 @@ class Contents:
     relations: Set[int]
     sequences: Set[int]
     extensions: Set[int]
-    large_objects: bool
 
 
 def dump_schema(
-    clients: Clients, processes: Processes, database: str, snapshot: str, filters: Filters, lock_timeout: int
+    clients: Clients,
+    processes: Processes,
+    database: str,
+    encoding: str,
+    snapshot: str,
+    filters: Filters,
+    lock_timeout: int,
 ) -> bytes:
-    """Run pg_dump once, for all that is not data. Not `--schema-only`: that leaves out REFRESH MATERIALIZED VIEW."""
-    arguments = ["-Fc", "--section=pre-data", "--section=post-data", "--snapshot=" + snapshot]
+    """Run pg_dump once, for all that is not data. Not `--schema-only`: that leaves out REFRESH MATERIALIZED VIEW.
+
+    In UTF-8, whatever the database's encoding, but for SQL_ASCII: bytes of no known encoding may not be valid in it.
+    """
+    arguments = ["-Fc", "--section=pre-data", "--section=post-data", "--no-blobs", "--snapshot=" + snapshot]
     arguments.append("--lock-wait-timeout=%ds" % lock_timeout)
     for option, patterns in (
         ("--schema=", filters.schemas),
@@ -59,7 +67,13 @@ def dump_schema(
         ("--exclude-table=", filters.exclude_tables),
     ):
         arguments += [option + pattern for pattern in patterns]
-    return processes.run(clients.argv("pg_dump", arguments, database), clients.environment(), "pg_dump")
+    env = clients.environment("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+    try:
+        return processes.run(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+    except BackupError as error:
+        if "due to statement timeout" in error.message:  # how pg_dump limits its wait for a lock
+            error.hint = "Another session waits for a lock on a table before pg_dump: run again when it is done."
+        raise
 
 
 def pg_restore_text(
@@ -88,7 +102,6 @@ def entries(clients: Clients, processes: Processes, archive: bytes) -> List[Entr
 def contents(toc: Sequence[Entry]) -> Contents:
     """An entry's kind is told by its catalogue's OID too: a schema may be called DATA or ATTACH."""
     relations, sequences, extensions = set(), set(), set()
-    large_objects = False
     for entry in toc:
         if entry.catalogue == _PG_CLASS and entry.text.startswith(b"TABLE "):
             relations.add(entry.oid)
@@ -96,9 +109,7 @@ def contents(toc: Sequence[Entry]) -> Contents:
             sequences.add(entry.oid)
         elif entry.catalogue == _PG_EXTENSION and entry.text.startswith(b"EXTENSION "):
             extensions.add(entry.oid)
-        elif entry.catalogue == _PG_LARGEOBJECT and entry.text.startswith(b"BLOB"):
-            large_objects = True
-    return Contents(relations, sequences, extensions, large_objects)
+    return Contents(relations, sequences, extensions)
 
 
 def select(
@@ -113,17 +124,21 @@ def select(
     foreign key may.
     """
     by_id = {entry.dump_id: entry for entry in toc}
-    names = {(name.encode(), table.encode()) for name, table in tables}
-    spaces = [name.encode() for name in schemas]
+    # "schema name owner" may hold more spaces than two: names are looked for, not cut out.
+    names = [(_shown(name), _shown(table)) for name, table in tables]
+    spaces = [_shown(name) for name in schemas]
     chosen: Set[int] = set()
     for entry in toc:
-        kind, schema, rest = _split(entry.text)
+        kind, rest = _split(entry)
         if _is_table(entry) and entry.oid in oids:
             chosen.add(entry.dump_id)
-        elif any(schema == space or entry.text.startswith(b"SCHEMA - " + space + b" ") for space in spaces):
+        elif kind == b"FK CONSTRAINT":
+            continue  # it may need the rows of a table in another schema
+        elif any(rest.startswith(space) or (kind == b"SCHEMA" and rest.startswith(b"- " + space)) for space in spaces):
             chosen.add(entry.dump_id)
         elif kind in _RELATIONS and any(
-            rest.startswith(table + b" ") and name in (b"", schema) for name, table in names
+            rest.startswith(name + table) if name != b" " else rest.partition(b" ")[2].startswith(table)
+            for name, table in names
         ):
             chosen.add(entry.dump_id)
     tables_chosen = {by_id[number].oid for number in chosen if _is_table(by_id[number])}
@@ -133,15 +148,17 @@ def select(
     while grown:
         grown = False
         for entry in toc:
-            kind = _split(entry.text)[0]
+            kind = _split(entry)[0]
             if entry.dump_id in picked or kind not in _ATTACHED:
                 continue
-            owners = [number for number in entry.needs if number in by_id and _split(by_id[number].text)[0] in _OWNERS]
+            owners = [number for number in entry.needs if number in by_id and _split(by_id[number])[0] in _OWNERS]
+            if kind == b"FK CONSTRAINT" and any(_is_table(by_id[number]) for number in owners if number not in chosen):
+                continue  # a table that came along has its definition only, and no rows to refer to
             if owners and all(number in picked for number in owners):
                 _with_needs({entry.dump_id}, by_id, picked)
                 grown = True
     # Settings of the whole script (encoding, quoting) have no catalogue and no schema.
-    picked |= {entry.dump_id for entry in toc if _split(entry.text)[0] in (b"ENCODING", b"STDSTRINGS", b"SEARCHPATH")}
+    picked |= {entry.dump_id for entry in toc if _split(entry)[0] in (b"ENCODING", b"STDSTRINGS", b"SEARCHPATH")}
     return [entry for entry in toc if entry.dump_id in picked], tables_chosen
 
 
@@ -164,15 +181,24 @@ _KINDS = sorted(
 )
 
 
-def _split(text: bytes) -> Tuple[bytes, bytes, bytes]:
-    """(kind, schema or "-", the rest) of an entry's text; kinds may be of several words, longest first."""
-    for kind in _KINDS:
-        if text.startswith(kind + b" "):
+_KINDS_OF = {_PG_CLASS: (b"MATERIALIZED VIEW", b"FOREIGN TABLE", b"SEQUENCE", b"INDEX", b"TABLE", b"VIEW"),
+             _PG_ATTRDEF: (b"DEFAULT",)}  # fmt: skip
+
+
+def _split(entry: Entry) -> Tuple[bytes, bytes]:
+    """(kind, the rest: schema or "-", name, owner) of an entry. Kinds may be of several words, longest first; "TABLE
+    ATTACH t" is a table in the schema ATTACH where the catalogue is that of tables, which no attaching has."""
+    for kind in _KINDS_OF.get(entry.catalogue, _KINDS):
+        if entry.text.startswith(kind + b" "):
             break
     else:
-        kind = text.split(b" ", 1)[0]
-    schema, _, rest = text[len(kind) + 1 :].partition(b" ")
-    return kind, schema, rest
+        kind = entry.text.split(b" ", 1)[0]
+    return kind, entry.text[len(kind) + 1 :]
+
+
+def _shown(name: str) -> bytes:
+    """A name as the archive's listing shows it, where newlines are spaces, and the space after it."""
+    return name.replace("\n", " ").replace("\r", " ").encode() + b" "
 
 
 def _is_table(entry: Entry) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List
 
-from .errors import BackupError
+from .errors import BackupError, Interrupted
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def stage(name: str) -> Iterator[None]:
     """Errors that leave this block say that they happened in this stage, unless one nearer to the cause did."""
     try:
         yield
-    except BackupError as error:
+    except (BackupError, Interrupted) as error:
         raise error.at(name)  # noqa: B904 - it is the same error
 
 

@@ -53,15 +53,16 @@ def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int,
             fail(error)
 
     threads = [threading.Thread(target=loop, name="worker-%d" % number, daemon=True) for number in range(max(1, jobs))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     except BaseException as error:
         fail(error)
         for thread in threads:
-            thread.join(30)
+            if thread.ident is not None:  # an interrupt may come before all are started
+                thread.join(30)
         raise
     cause: Optional[BaseException] = None
     for failure in failures:

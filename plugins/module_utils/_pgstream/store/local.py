@@ -12,7 +12,7 @@ import os
 from datetime import datetime, timezone
 from typing import Dict, Iterator, List, Optional, Sequence
 
-from ..errors import BackupError, IntegrityError, NotFoundError, StorageError
+from ..errors import BackupError, IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
 from . import Store, StoredObject, Upload
@@ -28,13 +28,13 @@ class LocalStore(Store):
 
     def _path(self, key: str) -> str:
         path = os.path.normpath(os.path.join(self._root, key))
-        if os.path.commonpath([self._root, path]) != self._root:
+        if os.path.commonpath([self._root, path]) != self._root or path == self._root:
             raise StorageError("the key %s leads out of the directory %s" % (key, self._root))
         return path
 
     def begin(self, key: str, overwrite: bool, metadata: Optional[Dict[str, str]] = None) -> Upload:
         if not os.path.isdir(self._root):
-            raise StorageError("the directory %s does not exist" % self._root, hint="Create it, or mount it.")
+            raise NoStoreError("the directory %s does not exist" % self._root, hint="Create it, or mount it.")
         path = self._path(key)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -75,8 +75,8 @@ class LocalStore(Store):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         if not os.path.isdir(self._root):
-            raise StorageError("the directory %s does not exist" % self._root)
-        for directory, folders, files in os.walk(self._root):
+            raise NoStoreError("the directory %s does not exist" % self._root)
+        for directory, folders, files in os.walk(self._root, onerror=_raise):
             folders.sort()
             for name in sorted(files):
                 path = os.path.join(directory, name)
@@ -117,9 +117,7 @@ class _LocalUpload(Upload):
         self._overwrite = overwrite
         directory, name = os.path.split(path)
         self._temporary = os.path.join(directory, ".%s.%d.%s%s" % (name, os.getpid(), os.urandom(4).hex(), _TEMPORARY))
-        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        # Held while we live: a later run sweeps away only files whose writer is gone.
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._fd = _locked_file(self._temporary)
         self._size = 0
 
     def write(self, pieces: Sequence[bytes]) -> None:
@@ -184,6 +182,19 @@ def _stored(key: str, found: os.stat_result) -> StoredObject:
     return StoredObject(key, found.st_size, rfc3339(datetime.fromtimestamp(int(found.st_mtime), timezone.utc)))
 
 
+def _locked_file(path: str) -> int:
+    """A new file, locked for as long as its writer lives: a later run sweeps away only files whose lock is free.
+
+    One that looks between the making and the locking may take it for abandoned; then it is made once more.
+    """
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
 def _sweep(directory: str) -> None:
     """Remove the temporary files of writers that died."""
     for name in os.listdir(directory):
@@ -201,6 +212,10 @@ def _sweep(directory: str) -> None:
             pass  # its writer lives
         finally:
             os.close(descriptor)
+
+
+def _raise(error: OSError) -> None:
+    raise _translate(error) from error
 
 
 def _translate(error: OSError) -> StorageError:

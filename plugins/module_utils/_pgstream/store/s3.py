@@ -10,7 +10,15 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from ..errors import BackupError, Cancelled, IntegrityError, NotFoundError, StorageError, UsageError
+from ..errors import (
+    BackupError,
+    Cancelled,
+    IntegrityError,
+    NoStoreError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from ..events import rfc3339
 from ..model import Finding, Storage
 from ..plan import part_size
@@ -69,7 +77,7 @@ class S3Store(Store):
             self._client.head_bucket(Bucket=self.storage.bucket)
         except ClientError as error:
             if _status(error) == 404:
-                raise StorageError(
+                raise NoStoreError(
                     "bucket %s does not exist" % self.storage.bucket, hint=_HINTS["NoSuchBucket"]
                 ) from None
         except (BotoCoreError, HTTPClientError) as error:
@@ -256,7 +264,10 @@ class _S3Upload(Upload):
     def commit(self) -> StoredObject:
         if self._pending or not self._parts:
             self._send()
-        parts = [part.result() for part in self._parts]
+        try:
+            parts = [part.result() for part in self._parts]
+        except BaseException as error:
+            raise self._failure or error from None  # the first cause, not a later part's echo of it
         self._pool.shutdown()
         arguments: Dict[str, Any] = {"MultipartUpload": {"Parts": parts}, **self._target}
         answer = self._complete(arguments)
@@ -270,8 +281,9 @@ class _S3Upload(Upload):
             except StorageError as error:
                 code = _code(error.__cause__)
                 if code in ("PreconditionFailed", "ConditionalRequestConflict") or _status(error.__cause__) == 412:
+                    # Or it is ours: the answer to a first attempt was lost, and the client asked again.
                     error.hint = "Another run wrote %s meanwhile." % self._key
-                    raise
+                    return self._settled(error)
                 if code != "NotImplemented" and _status(error.__cause__) != 501:
                     return self._settled(error)
         try:
@@ -379,7 +391,8 @@ def _translate(error: Any, storage: Storage) -> StorageError:
             code = "AccessDenied"
         said = str(error.response.get("Error", {}).get("Message", "") or "").strip()
         text = "S3 bucket %s inaccessible at %s: %s (%s, HTTP %d)" % (storage.bucket, where, said or code, code, status)
-        return StorageError(text, hint=_HINTS.get(code, ""))
+        kind = NoStoreError if code == "NoSuchBucket" else StorageError
+        return kind(text, hint=_HINTS.get(code, ""))
     hint = ""
     name = type(error).__name__
     if name in ("NoCredentialsError", "PartialCredentialsError"):

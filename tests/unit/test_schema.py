@@ -1,0 +1,271 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The schema archive: as comments and back, and what its table of contents tells, odd names included."""
+
+from __future__ import annotations
+
+from typing import Any, List, Sequence, Set, Tuple
+
+import pytest
+from _pgstream import schema
+from _pgstream.errors import IntegrityError
+from _pgstream.model import Filters
+from _pgstream.postgres import literal, qualified
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MANY = settings(max_examples=300, deadline=None)
+
+#: As `pg_restore -l --verbose` writes it: schemas called ATTACH and DATA, names with spaces, a newline shown as space.
+LISTING = b"""\
+;
+; Archive created at 2026-01-31 02:00:00 UTC
+;     dbname: shop
+;
+; Selected TOC Entries:
+;
+3400; 0 0 ENCODING - ENCODING
+3401; 0 0 STDSTRINGS - STDSTRINGS
+3402; 0 0 SEARCHPATH - SEARCHPATH
+3403; 1262 16384 DATABASE - shop owner
+6; 2615 16385 SCHEMA - ATTACH owner
+7; 2615 16386 SCHEMA - DATA owner
+8; 2615 16387 SCHEMA - my schema owner
+9; 2615 16388 SCHEMA - app owner
+2; 3079 16389 EXTENSION - hstore
+10; 1247 16390 TYPE app mood owner
+;\tdepends on: 9
+11; 1255 16391 FUNCTION app f(integer) owner
+;\tdepends on: 9
+12; 1259 16400 TABLE app t owner
+;\tdepends on: 9 10
+13; 1259 16401 TABLE ATTACH t owner
+;\tdepends on: 6
+14; 1259 16402 TABLE DATA t owner
+;\tdepends on: 7
+15; 1259 16403 TABLE my schema odd table owner
+;\tdepends on: 8
+16; 1259 16404 TABLE app child owner
+;\tdepends on: 9 12
+17; 0 0 TABLE ATTACH app child owner
+;\tdepends on: 16 12
+18; 1259 16405 SEQUENCE app q owner
+;\tdepends on: 9
+19; 0 0 SEQUENCE OWNED BY app q owner
+;\tdepends on: 18 12
+20; 1259 16406 MATERIALIZED VIEW DATA mv owner
+;\tdepends on: 7 14
+21; 1259 16407 VIEW my schema v owner
+;\tdepends on: 8 15
+22; 1259 16408 VIEW app a view with spaces owner
+;\tdepends on: 9 12
+23; 2604 16409 DEFAULT app t id owner
+;\tdepends on: 18 12 12
+24; 1255 16410 FUNCTION my schema g() owner
+;\tdepends on: 8
+30; 2606 16420 CONSTRAINT app t t_pkey owner
+;\tdepends on: 12
+31; 2606 16421 FK CONSTRAINT app child child_t_fkey owner
+;\tdepends on: 30 16 12
+32; 1259 16422 INDEX ATTACH t_idx owner
+;\tdepends on: 13
+33; 2606 16423 FK CONSTRAINT app t t_to_attach owner
+;\tdepends on: 13 12
+34; 0 16406 MATERIALIZED VIEW DATA DATA mv owner
+;\tdepends on: 20
+35; 0 0 ACL app TABLE t owner
+;\tdepends on: 12
+36; 0 0 COMMENT - DATABASE shop owner
+"""
+
+
+class Clients:
+    """pg_restore's answers without pg_restore."""
+
+    bindir = "/bin"
+
+    def __init__(self, listing: bytes = LISTING) -> None:
+        self.listing = listing
+        self.argv_seen: List[Sequence[str]] = []
+        self.encodings: List[str] = []
+
+    def environment(self, encoding: str = "UTF8") -> dict:
+        self.encodings.append(encoding)
+        return {}
+
+    def argv(self, program: str, arguments: Sequence[str], database: str) -> List[str]:
+        return [program, *arguments, database]
+
+    def run(self, argv: Sequence[str], _environment: dict, _name: str, **_named: Any) -> bytes:
+        self.argv_seen.append(argv)
+        return self.listing
+
+
+def toc(listing: bytes = LISTING) -> List[schema.Entry]:
+    fake = Clients(listing)
+    return schema.entries(fake, fake, b"archive")  # type: ignore[arg-type]
+
+
+def picked(schemas: Sequence[str] = (), tables: Sequence[Tuple[str, str]] = (), oids: Sequence[int] = ()) -> Set[int]:
+    chosen, _oids = schema.select(toc(), schemas, tables, set(oids))
+    assert [entry.dump_id for entry in chosen] == [
+        entry.dump_id for entry in toc() if entry.dump_id in {each.dump_id for each in chosen}
+    ]
+    return {entry.dump_id for entry in chosen} - {3400, 3401, 3402}
+
+
+def test_entries() -> None:
+    found = {entry.dump_id: entry for entry in toc()}
+    assert len(found) == len([line for line in LISTING.splitlines() if not line.startswith(b";")]) == 31
+    assert (found[12].catalogue, found[12].oid, found[12].text) == (1259, 16400, b"TABLE app t owner")
+    assert found[12].needs == (9, 10) and found[9].needs == ()
+    assert found[23].needs == (18, 12, 12)
+    assert found[15].line == b"15; 1259 16403 TABLE my schema odd table owner"
+
+
+def test_entries_ask_for_the_dependencies() -> None:
+    fake = Clients()
+    schema.entries(fake, fake, b"archive")  # type: ignore[arg-type]
+    assert fake.argv_seen == [["/bin/pg_restore", "-l", "--verbose"]]
+
+
+def test_contents_know_a_schema_called_data_from_data() -> None:
+    found = schema.contents(toc())
+    assert found.relations == {16400, 16401, 16402, 16403, 16404}
+    assert found.sequences == {16405} and found.extensions == {16389}
+
+
+def test_select_a_table_with_what_it_needs_and_what_hangs_on_it() -> None:
+    chosen = picked(tables=[("app", "t")], oids=[16400])
+    assert chosen >= {12, 9, 10, 30, 35}  # the schema, the type, the key, the grants
+    assert {23, 18} <= chosen or not {23, 18} & chosen  # a default and its sequence, both or neither
+    assert not chosen & {13, 14, 15, 20, 21, 24, 31, 32, 33}  # nothing of other tables, no key that points to them
+
+
+def test_select_a_foreign_key_only_with_both_its_tables() -> None:
+    assert 33 in picked(oids=[16400, 16401])
+    assert 33 not in picked(oids=[16400])
+    assert 31 in picked(oids=[16400, 16404])
+
+
+def test_select_gives_the_oids_of_the_chosen_tables() -> None:
+    """A parent that only comes along has its definition restored and no rows."""
+    entries, oids = schema.select(toc(), [], [], {16404})
+    assert oids == {16404} and {16, 12} <= {entry.dump_id for entry in entries}
+
+
+def test_select_a_schema_called_attach() -> None:
+    assert picked(["ATTACH"]) == {6, 13, 32}
+
+
+def test_select_a_schema_called_data() -> None:
+    assert picked(["DATA"]) == {7, 14, 20, 34}
+
+
+def test_select_a_schema_with_a_space() -> None:
+    assert picked(["my schema"]) == {8, 15, 21, 24}
+
+
+def test_select_does_not_take_an_attach_for_a_table() -> None:
+    """`TABLE ATTACH app child` is no relation `app` in a schema ATTACH."""
+    assert 17 not in picked(tables=[("ATTACH", "app")])
+    assert picked(["app"]) >= {9, 10, 11, 12, 16, 17, 18, 19, 22, 23, 30, 31, 35}
+
+
+def test_select_relations_with_spaces_by_name() -> None:
+    assert 22 in picked(tables=[("app", "a view with spaces")])
+    assert 22 in picked(tables=[("", "a view with spaces")])
+    assert 21 in picked(tables=[("my schema", "v")])
+
+
+def test_select_names_with_newlines_as_the_listing_shows_them() -> None:
+    assert picked(["my\nschema"]) == {8, 15, 21, 24}
+
+
+def test_select_keeps_the_script_s_own_settings() -> None:
+    chosen, _oids = schema.select(toc(), [], [("app", "t")], {16400})
+    assert {3400, 3401, 3402} <= {entry.dump_id for entry in chosen}
+
+
+def test_select_nothing_that_matches() -> None:
+    chosen, oids = schema.select(toc(), ["no such"], [("app", "none")], set())
+    assert not oids and not [entry for entry in chosen if entry.oid]
+
+
+def test_select_ends_where_entries_need_each_other() -> None:
+    loop = b"1; 1259 1 TABLE s a owner\n;\tdepends on: 2\n2; 1259 2 TABLE s b owner\n;\tdepends on: 1\n"
+    chosen, oids = schema.select(toc(loop), [], [], {1})
+    assert [entry.dump_id for entry in chosen] == [1, 2] and oids == {1}
+
+
+@MANY
+@given(st.binary(min_size=1, max_size=2000))
+def test_comments_come_back(archive: bytes) -> None:
+    text = schema.as_comments(archive)
+    assert schema.from_comments(text) == archive
+    assert all(line.startswith(b"-- ") and len(line) <= 79 for line in text.splitlines())
+
+
+@MANY
+@given(st.binary(min_size=1, max_size=500), st.data())
+def test_damaged_comments(archive: bytes, data: st.DataObject) -> None:
+    text = bytearray(schema.as_comments(archive))
+    text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert isinstance(schema.from_comments(bytes(text)), bytes)
+    except IntegrityError:
+        pass
+    with pytest.raises(IntegrityError):
+        schema.from_comments(b"-- something else\n" + bytes(text))
+
+
+IDENTIFIERS = st.text(
+    st.one_of(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), st.sampled_from("'\"\\ .,a\n\r")),
+    min_size=1,
+    max_size=12,
+)
+
+
+@MANY
+@given(IDENTIFIERS, IDENTIFIERS)
+def test_the_sequence_of_a_setval_line(space: str, name: str) -> None:
+    """The line as backup writes it; the answer as pg_restore -l shows the name."""
+    line = "SELECT pg_catalog.setval(%s, 1, true);" % literal(qualified(space, name))
+    shown = (space + " " + name).replace("\n", " ").replace("\r", " ")
+    assert schema.sequence_of(line.encode()) == shown.encode()
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"SELECT 1;", b"SELECT pg_catalog.setval(", b"SELECT pg_catalog.setval('q', 1, true);"]
+)
+def test_lines_that_set_no_sequence(line: bytes) -> None:
+    assert schema.sequence_of(line) == b""
+
+
+def test_for_older_servers() -> None:
+    script = b"SET lock_timeout = 0;\nSET transaction_timeout = 0;\nSELECT 'SET transaction_timeout = 0;\n';\n"
+    assert schema.for_server(script, 17) == script
+    assert schema.for_server(script, 16) == b"SET lock_timeout = 0;\nSELECT 'SET transaction_timeout = 0;\n';\n"
+
+
+def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
+    fake = Clients()
+    filters = Filters(("a*",), ('"B"',), ("t",), ("u",), ("v",))
+    schema.dump_schema(
+        fake,
+        fake,
+        database="db",
+        encoding="LATIN1",
+        snapshot="0003-1",
+        filters=filters,
+        lock_timeout=7,  # type: ignore[arg-type]
+    )
+    (argv,) = fake.argv_seen
+    assert fake.encodings == ["UTF8"]
+    assert argv == [
+        "pg_dump", "-Fc", "--section=pre-data", "--section=post-data", "--no-blobs", "--snapshot=0003-1",
+        "--lock-wait-timeout=7s",
+        "--schema=a*", '--exclude-schema="B"', "--table=t", "--exclude-table=u", "db",
+    ]  # fmt: skip
