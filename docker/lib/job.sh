@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# job.sh VERB [FLAG ...]: one scheduled run of the engine, for each database in turn: an optional random delay, the runs,
-# the exit status of each as a line. That of the first run that failed is the job's own.
+# job.sh VERB [FLAG ...]: one scheduled run of the engine, for each database in turn: an optional random delay, the
+# runs, the exit status of each as a line. That of the first run that failed is the job's own.
 # While it runs, a file named after its process id stands in jobs/, for whoever wants to stop it.
 set -u
 . /opt/pgbackup/bin/log.sh
@@ -21,14 +21,14 @@ trap stop TERM INT HUP
 trap 'rm -f "$mark"' EXIT
 : > "$mark"
 
-# await: until the child has ended; a signal interrupts a wait. Sets status.
+# await: until the child has ended; a signal interrupts a wait. Sets status. 2>: dash would tell of a kill, not in JSON.
 await() {
     [ -z "$stopped" ] || stop # asked before the child was known
     status=0
-    wait "$child" || status=$?
+    wait "$child" 2> /dev/null || status=$?
     while kill -0 "$child" 2> /dev/null; do
         status=0
-        wait "$child" || status=$?
+        wait "$child" 2> /dev/null || status=$?
     done
     child=''
 }

@@ -29,27 +29,28 @@ stop() {
     trap '' TERM INT
     log INFO stopping
     kill "$crond" 2> /dev/null || true # first: no new job
-    # A job ends its engine, which aborts its upload. Nobody waits longer than 9 s: after 10 s comes the engine's kill.
+    # A job ends its engine, which aborts its upload. Given up after 8 s: after 10 s Docker kills.
     for file in "$jobs"/*; do
         [ ! -e "$file" ] || kill -TERM "${file##*/}" 2> /dev/null || true
     done
-    tries=90
+    tries=80
     while [ "$tries" -gt 0 ] && [ -n "$(ls "$jobs")" ]; do
         sleep 0.1
         tries=$((tries - 1))
     done
-    [ "$tries" -gt 0 ] || log ERROR killed detail '"a job did not end within 9 s"'
+    [ "$tries" -gt 0 ] || log ERROR killed detail '"a job did not end within 8 s"'
     exit 0
 }
 
 # crond has no JSON of its own. It is silent at this level unless something is wrong.
 mkfifo -m 0600 "$PGBACKUP_RUN/crond.log"
-while IFS= read -r text; do log WARNING crond message "$(quote "$text")"; done < "$PGBACKUP_RUN/crond.log" &
+exec 5<> "$PGBACKUP_RUN/crond.log" # by this shell, both ways: so no end waits for the other, and the name can go
+rm "$PGBACKUP_RUN/crond.log"
+while IFS= read -r text; do log WARNING crond message "$(quote "$text")"; done <&5 &
 # Schedules are in UTC, as the times in keys and in the ledger: no hour is missed or comes twice.
-TZ=UTC crond -f -l 9 -L /dev/stderr -c "$crontabs" > "$PGBACKUP_RUN/crond.log" 2>&1 &
+TZ=UTC crond -f -l 9 -L /dev/stderr -c "$crontabs" >&5 2>&5 &
 crond=$!
 trap stop TERM INT
-rm "$PGBACKUP_RUN/crond.log" # both ends have it open
 log INFO crond_started schedule "$(quote "$fields")" pid "$crond" user '"pgbackup"'
 
 case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
@@ -62,7 +63,7 @@ case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
         ;;
 esac
 
-# A signal ends a wait early: only crond's own end ends the container.
-while kill -0 "$crond" 2> /dev/null; do wait "$crond" || true; done
+# A signal ends a wait early: only crond's own end ends the container. 2>: dash would tell of a kill, not in JSON.
+while kill -0 "$crond" 2> /dev/null; do wait "$crond" 2> /dev/null || true; done
 log ERROR failed message '"crond ended by itself"' exit_code 1
 exit 1

@@ -6,7 +6,7 @@
 Molecule's environment says which scenario. For the playbooks it is a command too:
 
 testing.py bucket NAME             make a bucket
-testing.py midway KEY DO SERVICE   as soon as KEY is being uploaded, hold the engine (on target17) while `docker DO SERVICE` is done
+testing.py midway KEY DO SERVICE   as soon as a part of KEY has arrived, hold the engine (on target17) for `docker DO SERVICE`
 testing.py start SERVICE           start it, and wait until it answers
 """
 
@@ -83,7 +83,7 @@ def dump(service: str, database: str) -> List[str]:
     return sorted(line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict", "-- ")))
 
 
-def wait_for(what: str, look: Callable[[], Found], seconds: float = 180.0) -> Found:
+def wait_for(what: str, look: Callable[[], Found], seconds: float = 180.0, pause: float = 0.5) -> Found:
     """What `look` returns when it is true; AssertionError with the last answer when it never is."""
     until = time.monotonic() + seconds
     while True:
@@ -91,19 +91,22 @@ def wait_for(what: str, look: Callable[[], Found], seconds: float = 180.0) -> Fo
         if found:
             return found
         assert time.monotonic() < until, "%s: not within %d s, last seen: %r" % (what, seconds, found)
-        time.sleep(0.5)
+        time.sleep(pause)
+
+
+def parts(client: Any, key: str) -> int:
+    """How many parts of an upload have arrived; 0 where there is none."""
+    uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=key).get("Uploads", [])
+    return sum(len(client.list_parts(Bucket=BUCKET, Key=key, UploadId=one["UploadId"]).get("Parts", [])) for one in uploads)
 
 
 def midway(key: str, verb: str, service: str) -> None:
-    client, uploads = s3(), None
-    until = time.monotonic() + 180
-    while not uploads:
-        uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=key).get("Uploads")
-        assert time.monotonic() < until, "%s is not being uploaded" % key
+    client = s3()
+    wait_for("the upload of " + key, lambda: parts(client, key), pause=0.02)
     docker("pause", container("target17"))
     try:
         # Held: it cannot have ended, or what comes would be no fault midway.
-        assert client.list_multipart_uploads(Bucket=BUCKET, Prefix=key).get("Uploads"), "%s was uploaded already" % key
+        assert parts(client, key), "%s was uploaded already" % key
         docker(verb, container(service))
         if verb == "restart":
             wait_until_healthy(service)

@@ -23,8 +23,9 @@ Found = TypeVar("Found")
 def sh(script: str, env: Optional[Dict[str, str]] = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """A command line as a person types it, in the repository's directory; stdout and stderr apart."""
     # A shell, because the blueprint's lines are tested as they are written.
-    done = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL,
+                          encoding="utf-8", errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          check=False)
     if check:
         assert done.returncode == 0, "%s: status %d\n%s\n%s" % (script, done.returncode, done.stdout, done.stderr)
     return done
