@@ -739,10 +739,11 @@ class S3Server(_Server):
     If-None-Match: *      ignored, on PUT and on CompleteMultipartUpload: overwrites, 200. If-Match is ignored, on GET
                           too; GET with If-None-Match and the object's own ETag gives 304
     multipart             parts of any size, in any order (numbers without gaps from 1, 256 MiB of early ones held in
-                          memory); the ETag of Complete ends in -N, the ETag of HEAD afterwards is the MD5 of the whole
-                          with rclone's own --etag-hash. HEAD right after Complete is right. Complete with a wrong ETag or a gap: 400
-                          InvalidPart, and the upload is gone. Complete, abort, UploadPart of an upload that is
-                          gone: 404 NoSuchUpload, so a retry of a Complete that succeeded gives that
+                          memory); the ETag of Complete ends in -N, that of HEAD (with rclone's own --etag-hash) is
+                          the MD5 of the whole, without -N. HEAD right after Complete is right. Complete with a
+                          wrong ETag or a gap: 400 InvalidPart, and the upload is gone. Complete, abort, UploadPart
+                          of an upload that is gone: 404 NoSuchUpload, so a retry of a Complete that succeeded
+                          gives that
     part sent again       same bytes 200, other bytes 501 NotImplemented
     list_multipart_uploads, list_parts, abort   as S3; abort removes the temporary file
     while in progress     key and listing show nothing; on disk `.rclone_temp_multipart_<upload id>` beside the final
