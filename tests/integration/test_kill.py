@@ -196,14 +196,16 @@ def test_the_store_dies(held_backup: Any, s3: Any, bucket: str, list_backups: An
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("place", ["pg_dump", "psql"])
 def test_a_backup_is_asked_to_stop(
-    held_backup: Any, s3: Any, bucket: str, list_backups: Any, number: signal.Signals
+    held_backup: Any, pg_proxy: Proxy, s3: Any, bucket: str, place: str, number: signal.Signals
 ) -> None:
-    held = held_backup()
+    held = held_backup(pg_proxy.gate(PG_DUMP_BEGINS) if place == "pg_dump" else None)
+    assert held.command.children(place)
     held.kill(held.command.pid, number)
     outcome = held.over()
     assert outcome.code == 1 and "Interrupted by %s" % number.name in outcome.message
-    assert uploads(s3, bucket) == [] and nothing_stored(s3, bucket, list_backups)
+    assert uploads(s3, bucket) == [] and s3.keys(bucket) == []
 
 
 def test_a_backup_is_asked_to_stop_at_its_commit(
@@ -220,7 +222,7 @@ def test_a_backup_is_asked_to_stop_at_its_commit(
     assert uploads(s3, bucket) == [] and s3.keys(bucket) == []
 
 
-def test_a_backup_is_killed(held_backup: Any, s3: Any, bucket: str, list_backups: Any, tmp_path: Path) -> None:
+def test_a_backup_is_killed(held_backup: Any, s3: Any, bucket: str, list_backups: Any) -> None:
     held = held_backup()
     held.kill(held.command.pid)
     assert held.over().code == -signal.SIGKILL
