@@ -8,10 +8,12 @@ everything  the name of a database with what real ones have, on `postgres`; made
 start       start the command: start(env, 'backup', ...) -> Command; whatever is left of it ends with the test
 pg_proxy    a Proxy before `postgres`
 s3_proxy    a Proxy before `s3`
+quick_s3    an S3Server for large objects: it does not read an object again for each request
 """
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List
 
@@ -55,3 +57,19 @@ def pg_proxy(postgres: servers.PostgresServer) -> Iterator[Proxy]:
 def s3_proxy(s3: servers.S3Server) -> Iterator[Proxy]:
     with Proxy(s3.port) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def _quick_s3() -> Iterator[servers.S3Server]:
+    with servers.S3Server(options=["--dir-cache-time", "5m"]) as server:
+        yield server
+
+
+@pytest.fixture
+def quick_s3(_quick_s3: servers.S3Server) -> servers.S3Server:
+    return _quick_s3.start()
+
+
+@pytest.fixture
+def quick_bucket(quick_s3: servers.S3Server) -> str:
+    return quick_s3.make_bucket("test-" + secrets.token_hex(6))

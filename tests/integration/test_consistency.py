@@ -16,7 +16,7 @@ from tests.support.runs import Background, KeptLog, back_up, restore, s3_storage
 
 TABLES = """
 CREATE TABLE written (id int PRIMARY KEY, text text);
-INSERT INTO written SELECT g, 'before ' || g FROM generate_series(1, 5000) g;
+INSERT INTO written SELECT g, g || repeat(' before', 200) FROM generate_series(1, 5000) g; -- a task of its own
 CREATE TABLE altered AS SELECT g AS id FROM generate_series(1, 300) g;
 CREATE TABLE truncated AS SELECT g AS id FROM generate_series(1, 300) g;
 CREATE TABLE dropped AS SELECT g AS id FROM generate_series(1, 300) g;

@@ -65,14 +65,14 @@ def measured(command: Command) -> Tuple[Outcome, Meter]:
 
 
 def test_peak_memory(
-    postgres: Any, databases: Any, s3: Any, bucket: str, engine_env: Dict[str, str], start: Any
+    postgres: Any, databases: Any, quick_s3: Any, quick_bucket: str, engine_env: Dict[str, str], start: Any
 ) -> None:
     peaks: Dict[Tuple[str, int], float] = {}
     raw: Dict[int, int] = {}
     for rows in (SMALL, LARGE):
         source, target = databases(), databases()
         postgres.psql(ROWS % rows, source)
-        env = command_env(engine_env, postgres, source, s3, bucket, BACKUP_JOBS=JOBS)
+        env = command_env(engine_env, postgres, source, quick_s3, quick_bucket, BACKUP_JOBS=JOBS)
         made, meter = measured(start(env, "backup"))
         assert made.result["rows"] == rows and meter.programs["psql"] and meter.samples > 10
         peaks["backup", rows] = meter.peak
@@ -84,6 +84,7 @@ def test_peak_memory(
     assert raw[LARGE] > 9.5 * raw[SMALL] and raw[LARGE] > 290e6
     assert max(peaks.values()) < LIMIT, peaks
     for verb in ("backup", "restore"):
-        # A buffer or two more may be full at once when there is more to do; ten times the data must not show.
-        assert peaks[verb, LARGE] < peaks[verb, SMALL] * 1.5 + 32, peaks
+        # 30 MB does not fill every worker's buffers at once; what grows with the data would be 270 MB more, or 110
+        # compressed.
+        assert peaks[verb, LARGE] < peaks[verb, SMALL] + 80, peaks
     print("peak MiB:", {"%s %d" % key: round(value) for key, value in peaks.items()})

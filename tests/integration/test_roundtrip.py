@@ -88,10 +88,19 @@ def object_file(s3: Any, storage: Storage, key: str, tmp_path: Path) -> Path:
     return path
 
 
+# What a session may be like that a block meets, when it is fed to psql alone.
+HOSTILE = {
+    "PGCLIENTENCODING": "LATIN1",
+    "PGOPTIONS": "-c standard_conforming_strings=off -c xmloption=document -c search_path=pg_temp -c row_security=on"
+    " -c backslash_quote=off -c escape_string_warning=on",
+}
+
+
 def psql(postgres: Any, database: str, sql: bytes) -> None:
-    """Feed one script to psql, which stops at the first error."""
+    """Feed one script to a psql whose session is set up otherwise; it stops at the first error."""
     argv = [os.path.join(postgres.bindir, "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database]
-    run = subprocess.run(argv, input=sql, env=postgres.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run = subprocess.run(argv, input=sql, env={**postgres.env(), **HOSTILE}, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.PIPE)  # fmt: skip
     assert run.returncode == 0, run.stderr.decode("utf-8", "replace")
 
 
@@ -110,9 +119,9 @@ def pipe_into_psql(postgres: Any, database: str, path: Path, compression: str) -
 
 
 @pytest.mark.every_major
-def test_every_server_version(postgres: Any, everything: str, s3: Any, bucket: str, name: str) -> None:
+def test_every_server_version(postgres: Any, everything: str, quick_s3: Any, quick_bucket: str, name: str) -> None:
     """Four streams out and four in, on each PostgreSQL there is."""
-    server, storage = server_of(postgres), s3_storage(s3, bucket)
+    server, storage = server_of(postgres), s3_storage(quick_s3, quick_bucket)
     made = back_up(server, everything, storage, jobs=4)
     assert made.changed and made.tables > 300 and made.rows == sum(table.rows for table in made.table_rows)
     done = restore(server, storage, made.key, database=name, create=True, jobs=4)
@@ -130,8 +139,8 @@ def test_fifteen_and_sixteen_are_among_them(postgres_majors: Dict[int, str]) -> 
 def test_our_restore_and_psql_alone(
     postgres: Any,
     everything: str,
-    s3: Any,
-    bucket: str,
+    quick_s3: Any,
+    quick_bucket: str,
     databases: Callable[[], str],
     twin: str,
     tmp_path: Path,
@@ -140,9 +149,11 @@ def test_our_restore_and_psql_alone(
     kind: str,
 ) -> None:
     server = server_of(postgres)
-    storage = s3_storage(s3, bucket, prefix="nightly") if kind == "s3" else local_storage(tmp_path / "store")
+    storage = local_storage(tmp_path / "store")
+    if kind == "s3":
+        storage = s3_storage(quick_s3, quick_bucket, prefix="nightly")
     made = back_up(server, everything, storage, compression=compression, jobs=jobs)
-    path = object_file(s3, storage, made.key, tmp_path)
+    path = object_file(quick_s3, storage, made.key, tmp_path)
     assert path.stat().st_size == made.stored_bytes
     if compression == "gzip":
         standard_tools_read(path, made.raw_bytes)
@@ -170,13 +181,13 @@ def standard_tools_read(path: Path, raw_bytes: int) -> None:
 
 
 def test_each_block_alone(
-    postgres: Any, everything: str, s3: Any, bucket: str, twin: str, tmp_path: Path
+    postgres: Any, everything: str, quick_s3: Any, quick_bucket: str, twin: str, tmp_path: Path
 ) -> None:
     """Every block is a whole script: cut out by the index, unpacked by gunzip, each through a psql of its own, and
     those with rows in the reverse of their order."""
-    storage = s3_storage(s3, bucket)
+    storage = s3_storage(quick_s3, quick_bucket)
     made = back_up(server_of(postgres), everything, storage, jobs=4)
-    stored = object_file(s3, storage, made.key, tmp_path).read_bytes()
+    stored = object_file(quick_s3, storage, made.key, tmp_path).read_bytes()
     blocks = catalog.describe(storage, made.key).blocks
     data = [block for block in blocks if block.section == "data"]
     assert len(data) >= 8

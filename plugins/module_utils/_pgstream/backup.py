@@ -45,11 +45,7 @@ def default_jobs() -> int:
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:
     """Run a backup. It is whole in the store when this returns, and not there at all when this raises."""
-    request = _with_defaults(request)
-    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
-    start = utc_now()
-    store, key = _destination(request, start)
-    existing = _existing(request, store, key, start)
+    request, start, store, key, existing = _prepare(request, log)
     if existing is not None:
         log.info("unchanged", key=existing.key, reason=existing.message)
         return existing
@@ -62,11 +58,7 @@ def back_up(request: BackupRequest, log: Log) -> BackupResult:
 
 def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     """Connect, check everything that a run would, and say what it would do. Changes nothing."""
-    request = _with_defaults(request)
-    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
-    start = utc_now()
-    store, key = _destination(request, start)
-    existing = _existing(request, store, key, start)
+    request, start, store, key, existing = _prepare(request, log)
     if existing is not None:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
@@ -90,15 +82,20 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     )
 
 
-def _with_defaults(request: BackupRequest) -> BackupRequest:
+def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
+    """The request with its defaults, the start, where the object goes, and the result if there is nothing to do."""
     codec.check_level(request.compression, request.compression_level)
     if not request.database:
         raise UsageError("no database is named", hint="Set login_db or POSTGRES_DB.")
-    return replace(
+    request = replace(
         request,
         jobs=request.jobs or default_jobs(),
         correlation_id=request.correlation_id or new_correlation_id(),
     )
+    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
+    start = utc_now()
+    store, key = _destination(request, start)
+    return request, start, store, key, _existing(request, store, key, start)
 
 
 def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:

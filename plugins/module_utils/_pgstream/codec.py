@@ -35,10 +35,6 @@ _ZSTD_STEP = 512
 DEFAULT_LEVELS = {"isal": 2, "zlib": 1, "zstd": 1, "none": 0}
 
 
-def gzip_library() -> str:
-    return "isal" if isal_zlib is not None else "zlib"
-
-
 def check_level(compression: str, level: Optional[int]) -> None:
     """Raise UsageError for a codec that is not installed or a level it does not have."""
     if compression == "zstd" and zstandard is None:

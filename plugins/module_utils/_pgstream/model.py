@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Optional, Tuple
 
 FORMAT_VERSION = 1
 ENGINE_VERSION = "0.1.0"
@@ -271,7 +271,3 @@ class CheckResult:
     correlation_id: str = ""
     operation: str = "check"
     changed: bool = False
-
-
-Fields = Dict[str, object]
-Names = List[str]

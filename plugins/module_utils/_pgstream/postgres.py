@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 from .errors import BackupError, LockedError, ServerError, UsageError
 from .model import DatabaseInfo, Server
@@ -35,6 +36,7 @@ _LOCK_CLASS = 0x70677374  # "pgst": first half of the advisory lock's key; the s
 
 
 Own = TypeVar("Own", bound="Session")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,45 @@ class Session:
         return rows[0][0] if rows else None
 
     def execute(self, sql: str, parameters: Optional[Sequence[object]] = None) -> None:
-        self.rows(sql, parameters)
+        """A statement that may wait long, for a lock or for work: a signal ends the wait."""
+        self._interruptible(lambda: self.rows(sql, parameters))
+
+    def _interruptible(self, work: Callable[[], Result]) -> Result:
+        """Call `work` so that a signal handler may raise meanwhile, which libpq's own waiting would put off to its end:
+        another thread waits for the server, this one for the other. What is interrupted is cancelled there."""
+        results: List[Result] = []
+        failures: List[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run, name="statement", daemon=True)
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            self.cancel()
+            thread.join(5)
+            raise
+        if failures:
+            raise failures[0]
+        return results[0]
 
     def copy_to(self, sql: str, sink: Any) -> int:
         """COPY ... TO STDOUT into `sink.write`; the number of rows by the server's own count."""
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.copy_expert(sql, sink, 1 << 20)
-                return cursor.rowcount
-        except psycopg2.Error as error:
-            raise translate(error) from None
+
+        def copy() -> int:
+            try:
+                with self._connection.cursor() as cursor:
+                    cursor.copy_expert(sql, sink, 1 << 20)
+                    return int(cursor.rowcount)
+            except psycopg2.Error as error:
+                raise translate(error) from None
+
+        return self._interruptible(copy)
 
     def commit(self) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Sequence
 
-from ..errors import UsageError
+from ..errors import IntegrityError, UsageError
 from ..model import Finding, Storage
 
 
@@ -62,8 +62,11 @@ class Store:
         raise NotImplementedError
 
     def read(self, key: str, offset: int, length: int) -> bytes:
-        """Exactly that range of bytes."""
-        raise NotImplementedError
+        """Exactly that range of bytes; IntegrityError where the object is shorter."""
+        data = b"".join(self.stream(key, offset, length))
+        if len(data) != length:
+            raise IntegrityError("%s ended %d bytes early" % (key, length - len(data)))
+        return data
 
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         """That range in pieces, resumed where a connection broke."""

@@ -52,12 +52,6 @@ class LocalStore(Store):
             raise _translate(error) from error
         return _stored(key, found) if os.path.isfile(self._path(key)) else None
 
-    def read(self, key: str, offset: int, length: int) -> bytes:
-        data = b"".join(self.stream(key, offset, length))
-        if len(data) != length:
-            raise IntegrityError("%s ended %d bytes early" % (key, length - len(data)))
-        return data
-
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         try:
             with open(self._path(key), "rb", buffering=0) as file:

@@ -113,12 +113,6 @@ class S3Store(Store):
         except (BotoCoreError, HTTPClientError) as error:
             raise _translate(error, self.storage) from error
 
-    def read(self, key: str, offset: int, length: int) -> bytes:
-        data = b"".join(self.stream(key, offset, length))
-        if len(data) != length:
-            raise IntegrityError("%s ended %d bytes early" % (key, length - len(data)))
-        return data
-
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
         failures = 0
