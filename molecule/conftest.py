@@ -22,7 +22,12 @@ def pytest_runtest_makereport(item, call):
     if report.when == "call" and report.failed:
         argv = ["docker", "ps", "--all", "--format", "{{.Names}}", "--filter", "name=" + testing.project()]
         for name in subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False).stdout.split():
-            logs = subprocess.run(["docker", "logs", "--tail", "40", name], stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True, check=False).stdout
+            logs = subprocess.run(
+                ["docker", "logs", "--tail", "40", name],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            ).stdout
             report.sections.append(("last words of " + name, logs))
     return report

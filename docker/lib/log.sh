@@ -5,7 +5,8 @@
 # log LEVEL EVENT [FIELD JSON-VALUE]...: one line like the engine's own; INFO to stdout, the rest to stderr.
 # To be read by other scripts with ".".
 
-quote() { printf '%s' "$1" | tr '\000-\037' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g; s/^/"/; s/$/"/'; }
+# A text as a JSON string. The quotes are put around it here: sed is not run on a text without a line.
+quote() { printf '"%s"' "$(printf '%s' "$1" | tr '\000-\037' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
 log() {
     line=$(printf '{"ts": "%s", "level": "%s", "event": "%s"' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$1" "$2")

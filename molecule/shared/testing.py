@@ -6,7 +6,7 @@
 Molecule's environment says which scenario. For the playbooks it is a command too:
 
 testing.py bucket NAME             make a bucket
-testing.py midway KEY DO SERVICE   as soon as a part of KEY has arrived, hold the engine (on target17) for `docker DO SERVICE`
+testing.py midway KEY DO SERVICE   once a part of KEY has arrived, hold the engine (on target17) for `docker DO SERVICE`
 testing.py start SERVICE           start it, and wait until it answers
 """
 
@@ -35,7 +35,9 @@ def project() -> str:
     """As in group_vars/all.yml."""
     checkout = os.environ["MOLECULE_PROJECT_DIRECTORY"]
     return "pgbackup-molecule-%s-%s" % (
-        os.environ["MOLECULE_SCENARIO_NAME"], hashlib.sha1(checkout.encode()).hexdigest()[:6])
+        os.environ["MOLECULE_SCENARIO_NAME"],
+        hashlib.sha1(checkout.encode()).hexdigest()[:6],
+    )
 
 
 def container(service: str) -> str:
@@ -56,9 +58,13 @@ def published(service: str, port: int) -> str:
 
 def s3() -> Any:
     return boto3.client(
-        "s3", endpoint_url="http://" + published("minio", 9000), region_name="us-east-1",
-        aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY,
-        config=Config(s3={"addressing_style": "path"}))
+        "s3",
+        endpoint_url="http://" + published("minio", 9000),
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(s3={"addressing_style": "path"}),
+    )
 
 
 def keys(bucket: str = BUCKET) -> List[str]:
@@ -97,7 +103,9 @@ def wait_for(what: str, look: Callable[[], Found], seconds: float = 180.0, pause
 def parts(client: Any, key: str) -> int:
     """How many parts of an upload have arrived; 0 where there is none."""
     uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=key).get("Uploads", [])
-    return sum(len(client.list_parts(Bucket=BUCKET, Key=key, UploadId=one["UploadId"]).get("Parts", [])) for one in uploads)
+    return sum(
+        len(client.list_parts(Bucket=BUCKET, Key=key, UploadId=one["UploadId"]).get("Parts", [])) for one in uploads
+    )
 
 
 def midway(key: str, verb: str, service: str) -> None:

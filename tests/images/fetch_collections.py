@@ -31,8 +31,11 @@ def fetch(place: Path) -> None:
         )
         found = Path(work) / "found"
         with zipfile.ZipFile(next(Path(work).glob("*.whl"))) as wheel:
-            names = [name for name in wheel.namelist()
-                     if name.startswith(tuple("ansible_collections/%s/" % wanted for wanted in WANTED))]
+            names = [
+                name
+                for name in wheel.namelist()
+                if name.startswith(tuple("ansible_collections/%s/" % wanted for wanted in WANTED))
+            ]
             wheel.extractall(found, names)
         (found / "bundle").write_text(BUNDLE + "\n")  # last: a stamp without its files cannot be
         shutil.rmtree(place, ignore_errors=True)
@@ -46,7 +49,9 @@ def main() -> int:
     try:
         fetch(PLACE)
     except subprocess.CalledProcessError as error:
-        print("fetch_collections.py: pip could not download %s (status %d)" % (BUNDLE, error.returncode), file=sys.stderr)
+        print(
+            "fetch_collections.py: pip could not download %s (status %d)" % (BUNDLE, error.returncode), file=sys.stderr
+        )
         return 1
     return 0
 

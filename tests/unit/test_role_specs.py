@@ -47,13 +47,18 @@ def test_defaults_and_argument_specs_agree_in_keys_and_values():
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_a_default_is_what_its_own_specification_allows(name):
-    option, kinds = OPTIONS[name], {"str": str, "path": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict}
+    option, kinds = (
+        OPTIONS[name],
+        {"str": str, "path": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict},
+    )
     assert type(option["default"]) is kinds[option["type"]]
     assert option["default"] in option.get("choices", [option["default"]])
 
 
 def test_the_table_of_the_readme_has_each_variable_with_its_default():
-    rows = re.findall(r"^\| `(pgbackup_\w+)` \| (?:`(.*?)`)? ?\| .{10,} \|$", (ROLE / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(pgbackup_\w+)` \| (?:`(.*?)`)? ?\| .{10,} \|$", (ROLE / "README.md").read_text(), re.MULTILINE
+    )
     assert {name: typed(yaml.safe_load(shown) if shown else "") for name, shown in rows} == {
         name: typed(value) for name, value in DEFAULTS.items()
     }
@@ -84,16 +89,22 @@ def test_the_compose_file_never_names_a_secrets_value():
 def test_the_playbooks_call_things_by_the_same_names():
     """An inventory serves the role and the playbooks; what only the role has is about the service."""
     known = set(re.findall(r"\bpgbackup_\w+", (REPOSITORY / "playbooks" / "backup.yml").read_text()))
-    shared = {name for name in DEFAULTS if re.match(r"pgbackup_(login_|ssl_|bucket|prefix|endpoint|region|access|secret|session|aws)", name)}
+    shared = {
+        name
+        for name in DEFAULTS
+        if re.match(r"pgbackup_(login_|ssl_|bucket|prefix|endpoint|region|access|secret|session|aws)", name)
+    }
     assert len(shared) > 10
     assert shared - known == set()
 
 
-# --- the build context -------------------------------------------------------------------------------------------------
+# --- the build context ------------------------------------------------------------------------------------------------
 
 
 def pack(root, *more):
-    done = subprocess.run([sys.executable, str(PACK), str(root), *map(str, more)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(PACK), str(root), *map(str, more)], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -102,7 +113,9 @@ def test_the_context_has_all_that_the_dockerfile_copies(tmp_path):
     with tarfile.open(tmp_path / "context.tar") as archive:
         names = archive.getnames()
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
-    sources = [word for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE) for word in line.split()[:-1]]
+    sources = [
+        word for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE) for word in line.split()[:-1]
+    ]
     assert len(sources) > 3
     for source in sources:
         assert [name for name in names if name == source or name.startswith(source + "/")], source
@@ -127,11 +140,13 @@ def test_the_context_depends_on_contents_alone(tmp_path):
     assert pack(roots[0]) != pack(roots[1])
 
 
-# --- an image's archive ------------------------------------------------------------------------------------------------
+# --- an image's archive -----------------------------------------------------------------------------------------------
 
 
 def archive(path, mode, config):
-    text = json.dumps([{"Config": config, "RepoTags": ["registry.example:5000/pgbackup:1", "pgbackup:latest"]}]).encode()
+    text = json.dumps(
+        [{"Config": config, "RepoTags": ["registry.example:5000/pgbackup:1", "pgbackup:latest"]}]
+    ).encode()
     with tarfile.open(path, mode) as out:
         member = tarfile.TarInfo("manifest.json")
         member.size = len(text)
@@ -140,7 +155,9 @@ def archive(path, mode, config):
 
 
 def image_of(path, image):
-    return subprocess.run([sys.executable, str(IMAGE_OF), str(path), image], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(IMAGE_OF), str(path), image], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gzip
 
-import testing
 import testinfra
+import testing
 
 
 def test_the_bucket_has_only_the_backups_that_succeeded():
@@ -18,7 +18,11 @@ def test_the_bucket_has_only_the_backups_that_succeeded():
 def test_no_upload_is_left_but_the_one_whose_store_was_gone():
     """To a store that is killed for good nobody can say that an upload is over; MinIO drops those after a day. All that
     could be ended was: that of the dead server, and that of the store that came back."""
-    left = testing.s3().list_multipart_uploads(Bucket=testing.BUCKET, Prefix="target17/interrupted.sql.gz").get("Uploads", [])
+    left = (
+        testing.s3()
+        .list_multipart_uploads(Bucket=testing.BUCKET, Prefix="target17/interrupted.sql.gz")
+        .get("Uploads", [])
+    )
     assert len(testing.unfinished()) == len(left) <= 1
 
 
@@ -38,7 +42,12 @@ def test_no_database_was_left_behind():
 
 
 def test_no_session_and_no_process_was_left_behind():
-    assert testing.psql("target15", "postgres", "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'pgstream'") == "0"
+    assert (
+        testing.psql(
+            "target15", "postgres", "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'pgstream'"
+        )
+        == "0"
+    )
     host = testinfra.get_host("docker://" + testing.container("target17"))
     for name in ("pg_dump", "psql"):
         assert host.process.filter(comm=name) == []
