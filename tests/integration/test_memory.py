@@ -41,7 +41,11 @@ class Meter(threading.Thread):
     def run(self) -> None:
         while self._command.running:
             parts = []
-            for pid, argv in self._command.family().items():
+            family = self._command.family()
+            own = family.get(self._command.pid)
+            for pid, argv in family.items():
+                if argv == own and pid != self._command.pid:
+                    continue  # between vfork and exec a child is its parent's memory, and not more of it
                 try:
                     found = _PSS.search(Path("/proc", str(pid), "smaps_rollup").read_text())
                 except OSError:

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import (
@@ -195,12 +195,15 @@ class _S3Upload(Upload):
         self._overwrite = overwrite
         self._part_size = SMALLEST_PART
         self._metadata = metadata
-        self._pending: List[bytes] = []
-        self._pending_size = 0
+        # Parts are filled and sent in buffers that are used again: memory is bounded whatever the allocator does,
+        # and botocore puts a bytearray on the wire as it is, where it would copy bytes to join them to the headers.
+        self._free: "SimpleQueue[bytearray]" = SimpleQueue()
+        self._made = 0
+        self._part = bytearray()
+        self._filled = 0
         self._size = 0
         self._parts: List[Future] = []
         self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="upload")
-        self._room = threading.BoundedSemaphore(PARTS_IN_FLIGHT)
         self._failure: Optional[BaseException] = None
         self._done = False
 
@@ -209,54 +212,67 @@ class _S3Upload(Upload):
 
     def write(self, pieces: Sequence[bytes]) -> None:
         for piece in pieces:
-            while self._pending_size + len(piece) >= self._part_size:
-                room = self._part_size - self._pending_size
-                self._pending.append(piece[:room])
-                self._send()
-                piece = piece[room:]
-            if piece:
-                self._pending.append(piece)
-                self._pending_size += len(piece)
+            view = memoryview(piece)
+            while view:
+                if not self._part:
+                    self._part = self._buffer()
+                taken = view[: self._part_size - self._filled]
+                self._part[self._filled : self._filled + len(taken)] = taken
+                self._filled += len(taken)
+                view = view[len(taken) :]
+                if self._filled == self._part_size:
+                    self._send()
+
+    def _buffer(self) -> bytearray:
+        """A buffer of one part's size: waits for one to be sent when all are in flight."""
+        if self._made <= PARTS_IN_FLIGHT and self._free.empty():
+            self._made += 1
+            buffer = bytearray(self._part_size)
+        else:
+            buffer = self._free.get()
+        if self._failure is not None or self._done:
+            self._free.put(buffer)
+            raise self._failure or Cancelled("the upload was aborted")
+        return buffer
 
     def _send(self) -> None:
-        body = b"".join(self._pending)
-        self._pending, self._pending_size = [], 0
-        self._size += len(body)
         number = len(self._parts) + 1
         if number > MAX_PARTS:
             raise StorageError(
                 "the backup is larger than %d parts of %d bytes" % (MAX_PARTS, self._part_size),
                 hint="The estimate from the server's tables was far too low.",
             )
-        self._room.acquire()
         if self._failure is not None or self._done:
-            self._room.release()
             raise self._failure or Cancelled("the upload was aborted")
-        self._parts.append(self._pool.submit(self._put, number, body))
+        part, filled = self._part, self._filled
+        self._part, self._filled = bytearray(), 0
+        self._size += filled
+        self._parts.append(self._pool.submit(self._put, number, part, filled))
 
-    def _put(self, number: int, body: bytes) -> Dict[str, Any]:
+    def _put(self, number: int, part: bytearray, filled: int) -> Dict[str, Any]:
+        body = part if filled == len(part) else bytes(part[:filled])
         try:
             if self._failure is not None or self._done:
                 raise Cancelled("the upload was aborted")
             answer = self._store.call("upload_part", PartNumber=number, Body=body, **self._target)
-            part = {"PartNumber": number, "ETag": answer["ETag"]}
+            sent = {"PartNumber": number, "ETag": answer["ETag"]}
             # Where the store computed checksums, the completing call has to name them.
-            part.update(
+            sent.update(
                 {
                     name: value
                     for name, value in answer.items()
                     if name.startswith("Checksum") and name != "ChecksumType"
                 }
             )
-            return part
+            return sent
         except BaseException as error:
             self._failure = self._failure or error
             raise
         finally:
-            self._room.release()
+            self._free.put(part)
 
     def commit(self) -> StoredObject:
-        if self._pending or not self._parts:
+        if self._filled or not self._parts:
             self._send()
         try:
             parts = [part.result() for part in self._parts]
@@ -323,7 +339,6 @@ class _S3Upload(Upload):
         if self._done:
             return
         self._done = True
-        self._pending = []
         self._pool.shutdown(wait=True)  # a part that arrives after the abort would stay, and be paid for
         try:
             self._store.call("abort_multipart_upload", **self._target)
