@@ -4,6 +4,7 @@
 #
 # make test     everything that CI runs: lint, then the unit and integration tests
 # make demo     a backup and a restore to look at
+# make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
 # make images   what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
 # make majors   fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
@@ -23,7 +24,7 @@ SCENARIOS ?= default role faults
 SUITES = $(wildcard tests/unit tests/integration)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test lint demo images molecule majors clean
+.PHONY: help venv test lint demo images container molecule majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -70,6 +71,9 @@ demo: venv
 images: venv
 	$(PY) tests/images/ensure.py
 	$(PY) tests/images/fetch_collections.py
+
+container: images
+	$(PY) -m pytest -q tests/container $(PYTEST_ARGS)
 
 # Each one is run, whatever became of the one before. Molecule looks for ansible-playbook and pytest on PATH.
 molecule: images
