@@ -224,7 +224,8 @@ def sequence_of(line: bytes) -> bytes:
         return b""
     name = match.group(2).replace(b"''", b"'")
     if match.group(1):
-        name = name.replace(b"\\n", b" ").replace(b"\\r", b" ").replace(b"\\\\", b"\\")
+        # Left to right: the second backslash of an escaped one begins nothing.
+        name = re.sub(rb"\\(.)", lambda escape: b" " if escape.group(1) in b"nr" else escape.group(1), name)
     parts = re.fullmatch(rb'"((?:[^"]|"")*)"\."((?:[^"]|"")*)"', name)
     return b" ".join(part.replace(b'""', b'"') for part in parts.groups()) if parts else b""
 
