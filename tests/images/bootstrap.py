@@ -19,8 +19,6 @@ from typing import List
 import engine
 
 LOCAL_CAS = Path("/usr/local/share/ca-certificates")
-MIRROR = "http://deb.debian.org/debian"
-SECURITY = "http://deb.debian.org/debian-security"
 # As in the official slim images.
 LEFT_OUT = ("/usr/share/doc", "/usr/share/man", "/usr/share/locale", "/usr/share/info", "/usr/share/groff",
             "/usr/share/lintian", "/usr/share/linda")
@@ -39,10 +37,11 @@ def bootstrap(tag: str, suite: str, label: str) -> None:
         raise engine.Missing("%s can neither be pulled nor built: run as root with debootstrap installed" % tag)
     with tempfile.TemporaryDirectory(prefix="pgbackup-base-") as place:
         root = Path(place) / "root"
-        engine.run([str(engine.which("debootstrap")), "--variant=minbase", suite, str(root), MIRROR])
-        (root / "etc/apt/sources.list").write_text(
-            "deb %s %s main\ndeb %s %s-updates main\ndeb %s %s-security main\n"
-            % (MIRROR, suite, MIRROR, suite, SECURITY, suite)
+        engine.run([str(engine.which("debootstrap")), "--variant=minbase", suite, str(root)])
+        sources = root / "etc/apt/sources.list"
+        mirror = sources.read_text().split()[1]  # "deb MIRROR SUITE main": debootstrap's own choice
+        sources.write_text(
+            "deb {0} {1} main\ndeb {0} {1}-updates main\ndeb {0}-security {1}-security main\n".format(mirror, suite)
         )
         slim(root)
         trust(root)
