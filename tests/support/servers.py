@@ -723,10 +723,10 @@ class S3Server(_Server):
     `options`  more arguments for rclone, the last one wins
 
     Attributes endpoint_url, access_key, secret_key, region, root, pid. Bucket names: 3 to 63 characters. By default
-    `--dir-cache-time 0s`, so that files that a test changes or removes below `root` are seen at once, with
-    `--poll-interval 0`, because rclone keeps most of a processor busy at rest otherwise, and `--etag-hash ''`,
-    because it would read the whole object for its MD5 at each HEAD, GET and LIST then (0.44 s for a range of a 64 MiB
-    object, 0.03 s without): the ETag of HEAD is empty, that of the completing call is not.
+    `--dir-cache-time 10ms`, so that what a test changes below `root` is soon seen (with 0 rclone keeps most of a
+    processor busy at rest), and `--etag-hash ''`, because it would read the whole object for its MD5 at each HEAD, GET
+    and LIST then (0.44 s for a range of a 64 MiB object, 0.03 s without): the ETag of HEAD is empty, that of the
+    completing call is not.
     Leave `--vfs-cache-mode` off: with `full` a completed object is not in `root` for 5 s.
 
     What it answers, measured with rclone 1.75.2 and boto3 1.44:
@@ -792,8 +792,7 @@ class S3Server(_Server):
     def _argv(self) -> List[str]:
         return [self._rclone, 'serve', 's3', '--config', str(self.base / 'rclone.conf'),
                 '--cache-dir', str(self.base / 'cache'), '--addr', '%s:%d' % (self.host, self.port),
-                '--dir-cache-time', '0s', '--poll-interval', '0',
-                '--etag-hash', '', *self._options, str(self.root)]
+                '--dir-cache-time', '10ms', '--etag-hash', '', *self._options, str(self.root)]
 
     def _ready(self) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError
