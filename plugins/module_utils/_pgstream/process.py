@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence
 
 from .errors import BackupError, Cancelled, ServerError
 
@@ -65,14 +65,14 @@ class Process:
         assert self._popen.stdout is not None and self._popen.stderr is not None
         self._out = self._popen.stdout.fileno()
         _widen(self._out)
-        self._helpers = [self._start(self._collect, self._popen.stderr.fileno(), self._stderr)]
+        self._helpers = [self._start(self._collect, self._popen.stderr, self._stderr)]
         if hasattr(os, "waitid"):
             self._start(self._end_group)
         if feed:
             assert self._popen.stdin is not None
             _widen(self._popen.stdin.fileno())
             # Whoever feeds a child does not read it: what it says is kept until its end.
-            self._helpers.append(self._start(self._collect, self._out, self._stdout))
+            self._helpers.append(self._start(self._collect, self._popen.stdout, self._stdout))
         elif data is not None:
             self._helpers.append(self._start(self._feed, data))
 
@@ -175,10 +175,13 @@ class Process:
             thread.join()
 
     @staticmethod
-    def _collect(descriptor: int, kept: bytearray) -> None:
-        """Read until the end, keep the beginning: the first cause comes first."""
+    def _collect(pipe: IO[bytes], kept: bytearray) -> None:
+        """Read until the end, keep the beginning: the first cause comes first.
+
+        Holds the pipe itself: its number alone could be another file's once the process was forgotten.
+        """
         while True:
-            chunk = os.read(descriptor, 65536)
+            chunk = os.read(pipe.fileno(), 65536)
             if not chunk:
                 return
             kept += chunk[: KEPT - len(kept)]
