@@ -75,11 +75,12 @@ images: venv
 container: images
 	$(PY) -m pytest -q tests/container $(PYTEST_ARGS)
 
-# Each one is run, whatever became of the one before. Molecule looks for ansible-playbook and pytest on PATH.
+# Each one is run, whatever became of the one before. Molecule looks for ansible-playbook and pytest on PATH, and for its
+# configuration only where there is a Git repository: so it is named.
 molecule: images
 	@failed=; for scenario in $(SCENARIOS); do \
 	    began=$$(date +%s); \
-	    PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m molecule test -s $$scenario || failed="$$failed $$scenario"; \
+	    PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m molecule -c .config/molecule/config.yml test -s $$scenario || failed="$$failed $$scenario"; \
 	    echo "molecule $$scenario: $$(($$(date +%s) - began)) s"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make: failed in Molecule:$$failed" >&2; exit 1; fi
