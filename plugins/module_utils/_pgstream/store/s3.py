@@ -358,14 +358,16 @@ def _client(storage: Storage) -> Any:
     style = storage.addressing_style
     if style == "auto":
         style = "path" if storage.endpoint_url else "auto"  # other endpoints seldom have a name for every bucket
+    # Before 1.36 botocore has no such options, and sends no checksums that a store could refuse.
+    names = ("request_checksum_calculation", "response_checksum_validation")
+    checksums: Dict[str, Any] = {name: storage.checksums for name in names if name in Config.OPTION_DEFAULTS}
     config = Config(
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=32,
         connect_timeout=10,
         read_timeout=60,
         s3={"addressing_style": style},  # type: ignore[arg-type]
-        request_checksum_calculation=storage.checksums,  # type: ignore[arg-type]
-        response_checksum_validation=storage.checksums,  # type: ignore[arg-type]
+        **checksums,
         user_agent_extra="pgstream.backup",
     )
     region = session.region_name or ("us-east-1" if storage.endpoint_url else None)
