@@ -282,7 +282,8 @@ class _Run:
         if missing:
             raise BackupError("pg_dump took %d tables that are not among the locked ones" % len(missing))
         bare = {each.oid for each in locked if matches(no_rows, each.schema, each.name, each.visible)}
-        chosen = [each for each in facts if each.oid in found.relations - bare]
+        filled = found.relations - bare
+        chosen = [each for each in facts if each.oid in filled]
         tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(chosen)]
         with stage("table data"):
             copier = self._copy(chosen)
