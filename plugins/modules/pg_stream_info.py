@@ -43,6 +43,10 @@ options:
       - Key of a backup to describe, with or without O(prefix), or V(latest) for the newest one of O(login_db).
       - It must be one that this collection wrote. The others have no index.
     type: str
+  state_dir:
+    description: Directory on the target host of the run ledger, which knows when a backup was verified. It is what
+      O(pgstream.backup.pg_stream_verify#module:state_dir) names, or the command's E(BACKUP_STATE_DIR).
+    type: path
 seealso:
   - module: pgstream.backup.pg_stream_backup
   - module: pgstream.backup.pg_stream_restore
@@ -110,6 +114,15 @@ backups:
     etag:
       description: Entity tag the store gave the object.
       type: str
+    verified_at:
+      description: When it was last verified and no fault was found. RFC 3339, UTC. Empty if that is not known from
+        O(state_dir).
+      type: str
+      sample: "2026-02-01T06:00:00Z"
+    verified_level:
+      description: How that was done, V(index), V(content) or V(restore).
+      type: str
+      sample: restore
 backup:
   description: What one backup says of itself.
   returned: when O(backup_key) is given
@@ -299,6 +312,10 @@ def work(module, log):
     storage, database, key = info_request(module.params)
     require(module, storage, postgres=False)
     backups = list_backups(storage, database)
+    if module.params["state_dir"]:
+        from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.verified import with_verifications
+
+        backups = with_verifications(backups, module.params["state_dir"], log)
     if not key:
         return info_answer(backups)
     store = open_store(storage)
