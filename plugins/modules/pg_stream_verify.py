@@ -90,8 +90,8 @@ options:
         4 and the number of cores.
     type: int
   state_dir:
-    description: Directory on the target host with a run ledger, where the result is noted for M(pgstream.backup.pg_stream_info),
-      for C(pgbackup list) and for the metrics. When not given, it is noted nowhere.
+    description: Directory on the target host with a run ledger, where the result is noted for
+      M(pgstream.backup.pg_stream_info), for C(pgbackup list) and for the metrics. When not given, it is noted nowhere.
     type: path
   correlation_id:
     description: Name of this run in results. When not given, one is made up.

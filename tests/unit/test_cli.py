@@ -228,7 +228,7 @@ def test_list_table_on_a_terminal(fake: Fake, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cli, "utc_now", lambda: datetime(2026, 2, 3, 6, 30, tzinfo=timezone.utc))
     assert cli.main(["list"], ENVIRON) == 0
     head, first, second = out.getvalue().splitlines()
-    assert head.split() == ["AGE", "SIZE", "DATABASE", "KEY"]
+    assert head.split() == ["AGE", "SIZE", "VERIFIED", "DATABASE", "KEY"]
     assert first.split("  ")[0] == "3d 4h" and "12.3 MB" in first and " shop " in first and first.endswith(INFO.key)
     assert second.startswith("4d 4h") and second.endswith("old\\x1b[2J.sql.gz  (foreign)")
     assert head.index("KEY") == first.index(INFO.key)

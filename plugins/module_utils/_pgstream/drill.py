@@ -40,7 +40,8 @@ _PLACES = """
 SELECT w.number, c.oid::bigint, COALESCE(pg_catalog.pg_partition_root(c.oid), c.oid)::bigint,
        EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                AND d.objid = c.oid AND d.deptype = 'e')
-FROM pg_catalog.unnest(%s::text[], %s::text[]) WITH ORDINALITY AS w(nspname, relname, number)
+FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[]))
+     WITH ORDINALITY AS w(nspname, relname, number)
 JOIN pg_catalog.pg_namespace n ON n.nspname = w.nspname
 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname
 """

@@ -40,6 +40,8 @@ class RowCounter:
                     cut = max(start, len(data) - len(_BEGIN) + 1)
                     break
                 end = data.find(b"\n", begin + 1)
+                while end >= 0 and data.count(b'"', begin, end) % 2:  # in the middle of a quoted name
+                    end = data.find(b"\n", end + 1)
                 if end < 0:
                     cut = begin
                     break

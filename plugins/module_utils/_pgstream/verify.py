@@ -61,7 +61,7 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
     url = store.storage.url(item.key)
     log.known["key"] = item.key
     log.database = catalog.parse_key(item.key)[0] or log.database
-    log.info("started", key=item.key, level=request.level, jobs=request.jobs)
+    log.info("started", key=item.key, verify_level=request.level, jobs=request.jobs)
     try:
         with stage("reading the index"):
             index, index_bytes = _read_index(store, item)
@@ -97,7 +97,7 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         jobs=request.jobs,
         message=proof.message,
     )
-    log.info("verified", key=item.key, level=request.level, rows=result.rows, seconds=result.seconds)
+    log.info("verified", key=item.key, verify_level=request.level, rows=result.rows, seconds=result.seconds)
     return result
 
 
