@@ -54,6 +54,7 @@ def shop(postgres: Any, database: str) -> str:
 # Every level
 
 
+@pytest.mark.every_major
 def test_every_level_of_a_whole_backup(
     postgres: Any, everything: str, quick_s3: Any, quick_bucket: str, nothing_left: None
 ) -> None:
