@@ -61,16 +61,17 @@ def drill(request: VerifyRequest, item: StoredObject, index: Optional[Index], lo
     """Restore `item` into a scratch database, check that, and drop it."""
     server = request.server
     source = index.database.name if index else ""
-    if request.compare_source:
-        if index is None:
-            raise UsageError("compare_source needs a backup with an index, which this one lacks", stage="validation")
-        with stage("validation"):
-            Session(server, source).close()
-    name = source or catalog.parse_key(item.key)[0] or "dump"
     identity = new_correlation_id()[:_ID_LENGTH]
+    with stage("validation"):
+        if request.compare_source:
+            if index is None:
+                raise UsageError("compare_source needs a backup with an index, which this one lacks")
+            Session(server, source).close()
+        at_work = _Lock(server, identity)
+    name = source or catalog.parse_key(item.key)[0] or "dump"
     scratch = name.encode()[:_NAME_LENGTH].decode("utf-8", "ignore") + "_pgstream_drill_" + identity
     log.info("drill", scratch=scratch)
-    with _Lock(server, identity) as lock:
+    with at_work as lock:
         lock.sweep(log)
         try:
             done = _restore(request, item, scratch, identity, log)
