@@ -168,10 +168,16 @@ class _Lock:
 
 
 def _drop(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
-    """Drop the scratch database, under the name that the restore gave it too. The error is logged, not raised.
+    """Drop the scratch database, under the name that the restore gave it too. The error is logged, not raised."""
+    try:
+        return _drop_once(server, scratch, identity, log)
+    except BaseException:  # asked to stop in the middle of it, which is asked but once
+        _drop_once(server, scratch, identity, log)
+        raise
 
-    By a connection of its own: what went wrong may have been the others.
-    """
+
+def _drop_once(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
+    """By a connection of its own: what went wrong may have been the others."""
     failure: Optional[BackupError] = None
     for name in (beside(scratch, identity), scratch):
         try:
