@@ -64,7 +64,8 @@ def test_defaults_are_those_of_the_engine():
     server = model.Server(ssl_mode="prefer")
     assert backup() == model.BackupRequest(server=server, database="shop", storage=model.Storage(bucket="b"))
     assert restore() == model.RestoreRequest(server=server, storage=model.Storage(bucket="b"), key="k.sql.gz")
-    assert info() == (model.Storage(bucket="b"), "", "")
+    assert info() == (model.Storage(bucket="b"), "", "", model.Retention(), model.LIST_DETAILS)
+    assert prune() == model.PruneRequest(storage=model.Storage(bucket="b"), database="shop")
 
 
 def test_every_option_arrives():

@@ -98,16 +98,16 @@ def secret_values(environ: Mapping[str, str]) -> Tuple[str, ...]:
 
 
 def storage(environ: Mapping[str, str], flags: Mapping[str, str]) -> Storage:
-    reader = Reader(environ, flags)
-    found = storage_of(reader)
+    reader = _Reader(environ, flags)
+    found = _storage(reader)
     reader.finish()
     return found
 
 
 def check_target(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Server, Storage, str]:
     """What `check` looks at: the server, the store and the database's name."""
-    reader = Reader(environ, flags)
-    found = _server(reader), storage_of(reader), reader.required("POSTGRES_DB")
+    reader = _Reader(environ, flags)
+    found = _server(reader), _storage(reader), reader.required("POSTGRES_DB")
     reader.finish()
     return found
 
@@ -119,12 +119,12 @@ def backup_request(
     overwrite: bool,
     correlation_id: str,
 ) -> BackupRequest:
-    reader = Reader(environ, flags)
+    reader = _Reader(environ, flags)
     compression = reader.choice("BACKUP_COMPRESSION", COMPRESSIONS, "gzip")
     request = BackupRequest(
         server=_server(reader),
         database=reader.required("POSTGRES_DB"),
-        storage=storage_of(reader),
+        storage=_storage(reader),
         key=reader.get("BACKUP_KEY"),
         overwrite="always" if overwrite else "never",
         fresh_within=reader.parsed("BACKUP_FRESH_WITHIN", duration, 0),
@@ -146,7 +146,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     the source in `wanted`, else of POSTGRES_DB, else of the target: so a restore beside the original names only the
     new database.
     """
-    reader = Reader(environ, flags)
+    reader = _Reader(environ, flags)
     home = reader.get("POSTGRES_DB")
     source, before = wanted.source_database, wanted.latest_before
     if not wanted.key:
@@ -166,7 +166,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     request = replace(
         wanted,
         server=_server(reader),
-        storage=storage_of(reader),
+        storage=_storage(reader),
         database=wanted.database or home,
         source_database=source,
         latest_before=before,
@@ -176,7 +176,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     return request
 
 
-class Reader:
+class _Reader:
     """Reads variables one by one and remembers what was wrong, so that `finish` can say it all at once."""
 
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, str]) -> None:
@@ -269,7 +269,7 @@ def _file_text(path: str) -> str:
     return text
 
 
-def _level(reader: Reader, compression: str) -> Optional[int]:
+def _level(reader: _Reader, compression: str) -> Optional[int]:
     if "BACKUP_COMPRESSION" in reader.flags and "BACKUP_COMPRESSION_LEVEL" not in reader.flags:
         reader.values["BACKUP_COMPRESSION_LEVEL"] = ""  # it was meant for the compression that the flag replaced
     name = "BACKUP_COMPRESSION_LEVEL"
@@ -283,7 +283,7 @@ def _level(reader: Reader, compression: str) -> Optional[int]:
     return level
 
 
-def _server(reader: Reader) -> Server:
+def _server(reader: _Reader) -> Server:
     host = reader.required("POSTGRES_HOST")
     if "://" in host:  # not shown: a URL may carry a password
         reader.fault("%s must be a host name or a socket's directory, not a URL" % reader.label("POSTGRES_HOST"))
@@ -300,7 +300,7 @@ def _server(reader: Reader) -> Server:
     )
 
 
-def storage_of(reader: Reader) -> Storage:
+def _storage(reader: _Reader) -> Storage:
     url = reader.get("BACKUP_STORE")
     bucket = reader.get("RCLONE_S3_BUCKET")
     label = reader.label("BACKUP_STORE")
@@ -333,7 +333,7 @@ def storage_of(reader: Reader) -> Storage:
     return _s3(reader, bucket, prefix)
 
 
-def _s3(reader: Reader, bucket: str, prefix: str) -> Storage:
+def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
     names = ("RCLONE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     endpoint = reader.get(*names)
     if endpoint and not re.match(r"https?://[^/@]+(/|$)", endpoint):  # not shown: it may carry a password
@@ -355,7 +355,7 @@ def _s3(reader: Reader, bucket: str, prefix: str) -> Storage:
     )
 
 
-def _s3_keys(reader: Reader) -> Tuple[str, str, str]:
+def _s3_keys(reader: _Reader) -> Tuple[str, str, str]:
     """Access key, secret key and session token, all of one family: half of each fits no lock. None given: all
     empty, and boto3's own chain (profile, instance role ...) is asked."""
     for family in ("RCLONE_S3_", "AWS_"):

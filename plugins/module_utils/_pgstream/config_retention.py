@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Mapping, Tuple
 
-from .config import Reader, duration, storage_of
+from .config import _Reader, duration, _storage
 from .model import LIST_DETAILS, PruneRequest, Retention, Storage
 
 #: The policy's variables, and what is said of each flag.
@@ -24,7 +24,7 @@ RETENTION = {
 }
 
 
-def _retention(reader: Reader) -> Retention:
+def _retention(reader: _Reader) -> Retention:
     names = {variable: variable[len("BACKUP_") :].lower() for variable in RETENTION}
     values = {
         names[variable]: reader.parsed(variable, duration, 0)
@@ -37,16 +37,16 @@ def _retention(reader: Reader) -> Retention:
 
 def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Storage, Retention, int]:
     """What `list` looks at, the policy that says what is kept, and how many backups are looked into."""
-    reader = Reader(environ, flags)
-    found = storage_of(reader), _retention(reader), reader.whole("BACKUP_LIST_DETAILS", LIST_DETAILS, 0)
+    reader = _Reader(environ, flags)
+    found = _storage(reader), _retention(reader), reader.whole("BACKUP_LIST_DETAILS", LIST_DETAILS, 0)
     reader.finish()
     return found
 
 
 def prune_request(environ: Mapping[str, str], flags: Mapping[str, str], correlation_id: str) -> PruneRequest:
-    reader = Reader(environ, flags)
+    reader = _Reader(environ, flags)
     request = PruneRequest(
-        storage=storage_of(reader),
+        storage=_storage(reader),
         database=reader.required("POSTGRES_DB"),
         retention=_retention(reader),
         state_dir=reader.get("BACKUP_STATE_DIR"),
