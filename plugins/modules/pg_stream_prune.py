@@ -67,19 +67,12 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ pruned.removed | length }} backups, {{ pruned.freed_bytes | human_readable }}"
 
-- name: Back up, and prune only when that succeeded
-  block:
-    - name: Back up
-      pgstream.backup.pg_stream_backup:
-        login_db: shop
-        bucket: company-backups
-
-    - name: Prune
-      pgstream.backup.pg_stream_prune:
-        login_db: shop
-        bucket: company-backups
-        keep_within: 30d
-        min_keep: 5
+- name: Keep what is younger than a month, and five in any case
+  pgstream.backup.pg_stream_prune:
+    login_db: shop
+    bucket: company-backups
+    keep_within: 30d
+    min_keep: 5
 """
 
 RETURN = r"""

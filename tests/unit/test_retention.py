@@ -20,7 +20,7 @@ from _pgstream.model import BackupInfo, Retention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-MANY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=200, deadline=None)
 UTC = timezone.utc
 RULES = [rule for rule, _form in retention.PERIODS]
 #: Years with and without a 29th of February, with 53 ISO weeks (2020, 2026), and a century.
@@ -276,6 +276,16 @@ def test_a_gap_takes_no_place() -> None:
     moments = [datetime(2023, 1, 9, tzinfo=UTC), datetime(2023, 2, 9, tzinfo=UTC), datetime(2025, 6, 1, tzinfo=UTC)]
     backups = [backup(moment) for moment in moments]
     assert kept(backups, Retention(keep_monthly=3), after(backups)) == {one.key for one in backups}
+
+
+def test_younger_is_by_the_second() -> None:
+    """And a clock that is a little behind keeps nothing that no rule keeps."""
+    backups = nightly(3, datetime(2026, 1, 1, tzinfo=UTC))
+    now = moment_of(backups[2]) + timedelta(hours=1)
+    assert kept(backups, Retention(keep_within=90000), now) == {backups[2].key}
+    assert kept(backups, Retention(keep_within=90001), now) == {backups[1].key, backups[2].key}
+    behind = moment_of(backups[1]) - timedelta(minutes=1)
+    assert retention.reasons(backups, Retention(keep_last=1), behind) == {backups[2].key: ("last 1",)}
 
 
 def test_the_floor_counts_and_says_so() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Mapping, Tuple
 
-from .config import _Reader, duration, _storage
+from .config import _Reader, _storage, duration
 from .model import LIST_DETAILS, PruneRequest, Retention, Storage
 
 #: The policy's variables, and what is said of each flag.

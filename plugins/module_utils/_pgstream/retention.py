@@ -62,7 +62,7 @@ def reasons(backups: Sequence[BackupInfo], policy: Retention, now: datetime) -> 
             newest.setdefault(times[one.key].strftime(form), one)
         for period, one in list(newest.items())[: getattr(policy, "keep_" + rule)]:
             found[one.key].append("%s %s" % (rule, period))
-    for one in ordered:
+    for one in ordered if policy.keep_within else ():
         if (now - times[one.key]).total_seconds() < policy.keep_within:
             found[one.key].append(_WITHIN + span(policy.keep_within))
     for number, one in enumerate(ordered[: max(1, policy.min_keep)], 1):
