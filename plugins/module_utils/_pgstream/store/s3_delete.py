@@ -61,14 +61,14 @@ def delete_many(store: Any, keys: Sequence[str]) -> Iterator[Deletion]:
 
 
 def _targets(store: Any, keys: Sequence[str]) -> List[Target]:
-    """Keys with their versions. A bucket that never had versions names none; then one question is enough."""
-    first = store.stat(keys[0])
-    if first is not None and not first.version_id:
+    """Keys with their versions. A bucket that never had versions names none: the first and the last key tell."""
+    ends = [store.stat(key) for key in dict.fromkeys([keys[0], keys[-1]])]
+    if not any(item is not None and item.version_id for item in ends):
         return [{"Key": key} for key in keys]
     with ThreadPoolExecutor(_ASKING) as pool:
         items = list(pool.map(store.stat, keys))
-    versions = [item.version_id if item is not None else "" for item in items]
-    return [{"Key": key, "VersionId": version} if version else {"Key": key} for key, version in zip(keys, versions)]
+    # What is older than the bucket's versions has the version `null`, which not every store says.
+    return [{"Key": key, "VersionId": (item and item.version_id) or "null"} for key, item in zip(keys, items)]
 
 
 def _outcomes(store: Any, targets: Sequence[Target], answer: Dict[str, Any]) -> Iterator[Deletion]:
