@@ -17,7 +17,17 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ._pgstream.codec import check_level
 from ._pgstream.config import duration, moment
 from ._pgstream.errors import UsageError
-from ._pgstream.model import COMPRESSIONS, BackupRequest, Filters, RestoreRequest, Server, Storage
+from ._pgstream.model import (
+    COMPRESSIONS,
+    LIST_DETAILS,
+    BackupRequest,
+    Filters,
+    PruneRequest,
+    RestoreRequest,
+    Retention,
+    Server,
+    Storage,
+)
 
 Spec = Dict[str, Dict[str, Any]]
 Params = Mapping[str, Any]
@@ -102,14 +112,32 @@ RESTORE_OPTIONS: Spec = {
     "correlation_id": {"type": "str"},
 }
 
+RETENTION_OPTIONS: Spec = {
+    "keep_last": {"type": "int", "default": Retention.keep_last},
+    "keep_hourly": {"type": "int", "default": Retention.keep_hourly},
+    "keep_daily": {"type": "int", "default": Retention.keep_daily},
+    "keep_weekly": {"type": "int", "default": Retention.keep_weekly},
+    "keep_monthly": {"type": "int", "default": Retention.keep_monthly},
+    "keep_yearly": {"type": "int", "default": Retention.keep_yearly},
+    "keep_within": {"type": "str"},
+    "min_keep": {"type": "int", "default": Retention.min_keep},
+}
+
 INFO_OPTIONS: Spec = {
     "login_db": {"type": "str"},
     "backup_key": {"type": "str", "no_log": False},
+    "details": {"type": "int", "default": LIST_DETAILS},
+}
+
+PRUNE_OPTIONS: Spec = {
+    "login_db": {"type": "str", "required": True},
+    "correlation_id": {"type": "str"},
 }
 
 BACKUP_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **BACKUP_OPTIONS}
 RESTORE_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **RESTORE_OPTIONS}
-INFO_SPEC: Spec = {**STORAGE_OPTIONS, **INFO_OPTIONS}
+INFO_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **INFO_OPTIONS}
+PRUNE_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **PRUNE_OPTIONS}
 
 # Parameters of libpq that are secrets: as part of a dictionary they would be shown with the task.
 SECRET_PARAMS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -236,13 +264,35 @@ def restore_request(params: Params) -> RestoreRequest:
     return request
 
 
-def info_request(params: Params) -> Tuple[Storage, str, str]:
-    """Where a task looks for backups, of which database (empty: all), and which one to describe. Raises UsageError."""
+def info_request(params: Params) -> Tuple[Storage, str, str, Retention, int]:
+    """Where a task looks for backups, of which database (empty: all), which one to describe, what would keep them, and
+    how many are looked into. Raises UsageError."""
     faults = _Faults()
     storage, database, key = _storage(params, faults), _text(params, "login_db"), _text(params, "backup_key")
+    policy, details = _retention(params, faults), faults.count(params, "details")
     faults.add_if(key == "latest" and not database, "backup_key: `latest` needs login_db to say of which database")
     faults.raise_any()
-    return storage, database, key
+    return storage, database, key, policy, details
+
+
+def prune_request(params: Params) -> PruneRequest:
+    """The pruning a task asks for. Raises UsageError with every fault in its options."""
+    faults = _Faults()
+    request = PruneRequest(
+        storage=_storage(params, faults),
+        database=_text(params, "login_db"),
+        retention=_retention(params, faults),
+        correlation_id=_text(params, "correlation_id"),
+    )
+    faults.add_if(not request.database, "login_db: the database whose backups to prune is not named")
+    faults.raise_any()
+    return request
+
+
+def _retention(params: Params, faults: _Faults) -> Retention:
+    counts = {option: faults.count(params, option) for option in RETENTION_OPTIONS if option != "keep_within"}
+    faults.add_if(params["min_keep"] == 0, "min_keep: the newest good backup is never removed: give 1 or more")
+    return Retention(**counts, keep_within=faults.seconds(params, "keep_within"))
 
 
 def _server(params: Params, faults: _Faults) -> Server:

@@ -169,15 +169,6 @@ def test_times() -> None:
         assert catalog.parse_time(text) == MOMENT
 
 
-def test_listing_is_newest_first_and_marks_foreign(store: Store) -> None:
-    keys = [at(hours, prefix="nightly") for hours in range(3)]
-    put(store, keys[1], keys[2], keys[0], "nightly/readme.txt", at(0))
-    found = catalog.list_backups(store.storage, "shop")
-    assert [info.key for info in found] == keys[::-1]
-    assert all(info.foreign and info.database == "shop" and info.compression == "gzip" for info in found)
-    assert found[0].time == "2026-01-31T04:00:00Z" and found[0].url.endswith(keys[2])
-
-
 def test_listing_without_a_prefix_has_everything(tmp_path: Path) -> None:
     store = open_store(Storage(kind="local", directory=str(tmp_path)))
     put(store, at(0), at(0, prefix="deep"))

@@ -21,9 +21,9 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors, ledger
+from _pgstream import cli, errors, health, ledger
 from _pgstream.ledger import DIED, FAILURE, RUNNING, SUCCESS, Ledger, LedgerError, Totals
-from _pgstream.model import BackupResult, RestoreResult
+from _pgstream.model import BackupResult, PruneResult, RestoreResult
 
 from tests.support.ledger_runs import NOW, run
 
@@ -307,7 +307,8 @@ class Command:
         for name, functions in {
             "backup": {"back_up": self._backup, "predict_backup": self._backup},
             "restore": {"restore": self._restore, "predict_restore": self._restore},
-            "catalog": {"list_backups": lambda _storage: []},
+            "listing": {"list_backups": lambda *_arguments: []},
+            "prune": {"prune": self._prune, "predict_prune": self._prune},
         }.items():
             module = types.ModuleType("_pgstream." + name)
             module.__dict__.update(functions)
@@ -323,6 +324,10 @@ class Command:
         log.database = "learnt"
         self.act()
         return RestoreResult(True, "learnt", request.key, "", request.correlation_id, rows=7)
+
+    def _prune(self, request: Any, log: Any) -> PruneResult:
+        self.act()
+        return PruneResult(True, request.database, request.correlation_id, message="2 backups removed, 3 kept")
 
     def __call__(self, *argv: str, **more: str) -> int:
         return cli.main(list(argv), {**self.environ, **more})
@@ -360,6 +365,27 @@ def test_the_database_a_restore_learns_is_the_one_that_counts(command: Command) 
     assert list(totals) == [("restore", "learnt")]
 
 
+def test_a_pruning_is_a_run_of_its_own(command: Command) -> None:
+    """One that fails leaves the backup before it a good one."""
+    assert command("backup") == 0 and command("prune", "--keep-last", "3") == 0
+
+    def act() -> None:
+        raise errors.StorageError("the store is away")
+
+    command.act = act
+    assert command("prune", "--keep-last", "3") == 4
+    totals = command.book.view().totals
+    assert (totals["backup", "shop"].succeeded, totals["backup", "shop"].failed) == (1, 0)
+    assert (totals["prune", "shop"].succeeded, totals["prune", "shop"].failed) == (1, 1)
+    backups = [each for each in command.runs if each.operation == "backup"]
+    assert [each.status for each in backups] == [SUCCESS]
+    assert [each.message for each in command.runs if each.operation == "prune" and each.status == SUCCESS] == [
+        "2 backups removed, 3 kept"
+    ]
+    environ = {"BACKUP_STATE_DIR": command.book.directory, "POSTGRES_DB": "shop"}
+    assert health.look(environ).ok
+
+
 @pytest.mark.parametrize(
     "error, code",
     [
@@ -392,7 +418,9 @@ def test_what_is_wrong_before_it_starts_is_a_failed_run(command: Command, argv: 
     assert done.message
 
 
-@pytest.mark.parametrize("argv", [["backup", "--dry-run"], ["restore", "k", "--dry-run"], ["list"], ["fly"], []])
+@pytest.mark.parametrize(
+    "argv", [["backup", "--dry-run"], ["restore", "k", "--dry-run"], ["prune", "--dry-run"], ["list"], ["fly"], []]
+)
 def test_what_changes_nothing_is_no_run(command: Command, argv: List[str]) -> None:
     command(*argv)
     assert command.runs == ()

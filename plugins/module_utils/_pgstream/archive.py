@@ -21,6 +21,8 @@ from .errors import BackupError, IntegrityError
 from .model import FORMAT_VERSION, Block, DatabaseInfo, Index, Table
 
 MAX_INDEX = 256 << 20  # bytes, stored and raw: a hostile footer may not ask for more
+_HEAD = 160 << 10  # bytes; more than a zstd block, so that something comes out of it
+_FACTS = b'-- {"index":'
 LARGEST = 1 << 62  # bytes or rows: more than any store holds, and within what messages can print
 _PLAIN = {"int": int, "str": str, "bool": bool}
 _ORDER = {"schema": 0, "pre": 1, "data": 2, "rest": 3, "post": 4}
@@ -251,6 +253,26 @@ def read_index(read: Callable[[int, int], bytes], size: int) -> Optional[Index]:
         raise IntegrityError("the backup's footer does not point to an index")
     raw = b"".join(framing.decode(footer.compression, stored, footer.index_raw_length))
     return validate(parse_index(raw), footer)
+
+
+def read_head(read: Callable[[int, int], bytes], size: int) -> Optional[Dict[str, Any]]:
+    """The facts at the start of the index, by two small reads however long it is. None of it is checked, so it is good
+    for a list and nothing else. None for a foreign object; empty where the facts are longer than what is read.
+
+    Raises IntegrityError for what is damaged.
+    """
+    footer = _footer(read, size)
+    if footer is None:
+        return None
+    stored = read(footer.index_offset, min(footer.index_length, _HEAD))
+    text = b"".join(codec.StreamDecoder(footer.compression).feed(stored))
+    for line in text.splitlines(keepends=True):
+        if line.startswith(_FACTS) and line.endswith(b"\n"):
+            try:
+                return dict(json.loads(line[3:])["index"])
+            except (ValueError, TypeError) as error:
+                raise IntegrityError("the index cannot be read: %s" % error) from error
+    return {}
 
 
 def check_block(compression: str, block: Block, stored: bytes) -> None:

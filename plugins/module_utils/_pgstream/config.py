@@ -33,6 +33,15 @@ FLAGS = {
     "BACKUP_COMPRESSION_LEVEL": "--compression-level",
     "BACKUP_JOBS": "--jobs",
     "BACKUP_FRESH_WITHIN": "--fresh-within",
+    "BACKUP_LIST_DETAILS": "--details",
+    "BACKUP_KEEP_LAST": "--keep-last",
+    "BACKUP_KEEP_HOURLY": "--keep-hourly",
+    "BACKUP_KEEP_DAILY": "--keep-daily",
+    "BACKUP_KEEP_WEEKLY": "--keep-weekly",
+    "BACKUP_KEEP_MONTHLY": "--keep-monthly",
+    "BACKUP_KEEP_YEARLY": "--keep-yearly",
+    "BACKUP_KEEP_WITHIN": "--keep-within",
+    "BACKUP_MIN_KEEP": "--min-keep",
 }
 
 #: Variables whose value is never shown; all but libpq's own PGPASSWORD may come as `NAME_FILE` instead.

@@ -13,6 +13,7 @@ FORMAT_VERSION = 1
 ENGINE_VERSION = "0.1.0"
 
 COMPRESSIONS = ("gzip", "zstd", "none")
+LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
 EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
 
 
@@ -113,6 +114,32 @@ class RestoreRequest:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """Which backups of a database are kept: the union of what each rule keeps. A rule of 0 keeps none.
+
+    `keep_daily`: the newest backup of each of that many newest days that have one, and so on; UTC, ISO weeks.
+    """
+
+    keep_last: int = 0
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    keep_within: int = 0  # seconds; everything younger
+    min_keep: int = 1  # so many newest good ones stay, whatever the rules say
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    storage: Storage
+    database: str
+    retention: Retention = Retention()
+    state_dir: str = ""  # of the run ledger, which knows whether the last backup failed; empty: the caller does
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True)
 class Block:
     """One self-contained piece of the object. Offsets and lengths in bytes."""
 
@@ -181,7 +208,11 @@ class Index:
 
 @dataclass(frozen=True)
 class BackupInfo:
-    """One object in the store. `foreign`: not written by this engine, restorable as one serial stream."""
+    """One object in the store. What None stands for was not looked at, or nothing says it.
+
+    `foreign`: not written by this engine, restorable as one serial stream. `why`: what keeps it under the retention
+    policy that was asked for; empty if nothing does; None without a policy, and for what pruning leaves alone.
+    """
 
     key: str
     url: str
@@ -190,8 +221,15 @@ class BackupInfo:
     database: str = ""
     time: str = ""  # RFC 3339, from the key
     compression: str = ""
-    foreign: bool = False
+    foreign: Optional[bool] = None
     etag: str = ""
+    age: Optional[int] = None  # seconds
+    raw_bytes: Optional[int] = None
+    ratio: Optional[float] = None  # raw bytes a stored byte
+    rows: Optional[int] = None
+    seconds: Optional[float] = None  # that the backup took
+    verified_at: str = ""  # RFC 3339; when it was last verified, and without a fault
+    why: Optional[Tuple[str, ...]] = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +291,38 @@ class RestoreResult:
     table_rows: Tuple[TableResult, ...] = ()
     message: str = ""
     operation: str = "restore"
+
+
+@dataclass(frozen=True)
+class KeptBackup:
+    """`why`: rules of the policy, such as `last 1` and `daily 2026-01-31`; or `no policy`, `foreign`, `locked`."""
+
+    key: str
+    size: int
+    time: str
+    why: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RemovedBackup:
+    key: str
+    size: int
+    time: str
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """`kept` newest first, `removed` in the order in which they went: oldest first."""
+
+    changed: bool
+    database: str
+    correlation_id: str
+    kept: Tuple[KeptBackup, ...] = ()
+    removed: Tuple[RemovedBackup, ...] = ()
+    freed_bytes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    operation: str = "prune"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Sequence
 
-from ..errors import IntegrityError, UsageError
+from ..errors import IntegrityError, StorageError, UsageError
 from ..model import Finding, Storage
 
 
@@ -22,6 +22,18 @@ class StoredObject:
     modified_at: str = ""
     etag: str = ""
     version_id: str = ""
+
+
+REMOVED, LOCKED, FAILED = "removed", "locked", "failed"
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What became of one object that was to be deleted; `detail`: in the store's words why it is still there."""
+
+    key: str
+    outcome: str  # REMOVED (or gone before), LOCKED (the store protects it), FAILED
+    detail: str = ""
 
 
 class Upload:
@@ -77,6 +89,16 @@ class Store:
 
     def delete(self, key: str, version_id: str = "") -> None:
         raise NotImplementedError
+
+    def delete_many(self, keys: Sequence[str]) -> Iterator[Deletion]:
+        """Delete objects in that order, telling of each as soon as it is known. StorageError ends it early."""
+        for key in keys:
+            try:
+                self.delete(key)
+            except StorageError as error:
+                yield Deletion(key, FAILED, error.message)
+            else:
+                yield Deletion(key, REMOVED)
 
     def check(self) -> List[Finding]:
         """Try what a backup and a restore need, leaving nothing behind."""

@@ -22,7 +22,8 @@ from ..errors import (
 from ..events import rfc3339
 from ..model import Finding, Storage
 from ..plan import part_size
-from . import Store, StoredObject, Upload
+from . import Deletion, Store, StoredObject, Upload
+from .s3_delete import content_md5, delete_many
 
 try:
     import boto3
@@ -148,15 +149,23 @@ class S3Store(Store):
     def list(self, prefix: str) -> Iterator[StoredObject]:
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.storage.bucket, Prefix=prefix)
+            page: Dict[str, Any] = {}
             for page in pages:
                 for item in page.get("Contents", []):
                     modified = rfc3339(item["LastModified"].replace(microsecond=0))
                     yield StoredObject(item["Key"], int(item["Size"]), modified, item.get("ETag", "").strip('"'))
+            if page.get("IsTruncated"):  # boto3 takes a page that names no next one for the last
+                raise StorageError("S3 bucket %s ends its listing early" % self.storage.bucket)
         except (BotoCoreError, ClientError, HTTPClientError) as error:
             raise _translate(error, self.storage) from error
 
     def delete(self, key: str, version_id: str = "") -> None:
         self._call("delete_object", Key=key, **({"VersionId": version_id} if version_id else {}))
+
+    def delete_many(self, keys: Sequence[str]) -> Iterator[Deletion]:
+        events = self._client.meta.events
+        events.register("before-call.s3.DeleteObjects", content_md5, unique_id="pgstream-content-md5")
+        return delete_many(self, keys)
 
     def check(self) -> List[Finding]:
         findings = []
