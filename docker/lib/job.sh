@@ -44,6 +44,8 @@ report() {
         seconds "$(($(date +%s) - began))"
     # A lock held elsewhere is worth less than any other failure.
     case $worst in 0 | 8) [ "$status" = 0 ] || worst=$status ;; esac
+    # One monitor for several databases: the next one's success must not be the last that it hears.
+    case $worst in 0 | 8) ;; *) export BACKUP_JOB_FAILED=1 ;; esac
 }
 
 run() {
@@ -69,7 +71,7 @@ if [ -n "${BACKUP_START_DELAY:-}" ]; then
     await
 fi
 
-/opt/pgbackup/bin/databases.py > "$mark" &
+/opt/pgbackup/bin/databases.py "$1" > "$mark" &
 child=$!
 await
 if [ -n "$stopped" ]; then status=143; fi # 128 + SIGTERM, as if the run had begun

@@ -3,18 +3,27 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# crond with one job, BACKUP_SCHEDULE; a missed run first where BACKUP_CATCH_UP says so. Ends crond and, within 10 s,
-# every running job when it is asked to stop.
+# crond with a job at BACKUP_SCHEDULE, and one that verifies the newest backups at BACKUP_VERIFY_SCHEDULE; a missed
+# backup first where BACKUP_CATCH_UP says so. Ends crond and, within 10 s, every running job when it is asked to stop.
 set -eu
 . /opt/pgbackup/bin/log.sh
 
 crontabs=$PGBACKUP_RUN/crontabs
 schedule=${BACKUP_SCHEDULE:-0 2 * * *}
 
-fields=$(/opt/pgbackup/bin/due.py fields "$schedule" 2>&1) || {
-    log ERROR failed message "$(quote "BACKUP_SCHEDULE: $fields")" exit_code 2
-    exit 2
+# read_schedule NAME TEXT: sets fields.
+read_schedule() {
+    fields=$(/opt/pgbackup/bin/due.py fields "$2" 2>&1) || {
+        log ERROR failed message "$(quote "$1: $fields")" exit_code 2
+        exit 2
+    }
 }
+verify_fields=''
+if [ -n "${BACKUP_VERIFY_SCHEDULE:-}" ]; then
+    read_schedule BACKUP_VERIFY_SCHEDULE "$BACKUP_VERIFY_SCHEDULE"
+    verify_fields=$fields
+fi
+read_schedule BACKUP_SCHEDULE "$schedule"
 
 mkdir -p -m 0755 "$crontabs"
 jobs=$PGBACKUP_RUN/private/jobs
@@ -22,7 +31,10 @@ rm -rf "$jobs" # a container started again finds its old marks
 setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
 # The name of a crontab is the user its jobs run as. They inherit this environment, so no value is written here, and
 # descriptors 3 and 4: the container's own stdout and stderr.
-echo "$fields /opt/pgbackup/bin/job.sh backup >&3 2>&4" > "$crontabs/pgbackup"
+{
+    echo "$fields /opt/pgbackup/bin/job.sh backup >&3 2>&4"
+    [ -z "$verify_fields" ] || echo "$verify_fields /opt/pgbackup/bin/job.sh verify latest >&3 2>&4"
+} > "$crontabs/pgbackup"
 exec 3>&1 4>&2
 
 stop() {
@@ -51,7 +63,7 @@ while IFS= read -r text; do log WARNING crond message "$(quote "$text")"; done <
 TZ=UTC crond -f -l 9 -L /dev/stderr -c "$crontabs" >&5 2>&5 &
 crond=$!
 trap stop TERM INT
-log INFO crond_started schedule "$(quote "$fields")" pid "$crond" user '"pgbackup"'
+log INFO crond_started schedule "$(quote "$fields")" verify_schedule "$(quote "$verify_fields")" pid "$crond" user '"pgbackup"'
 
 case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
     true | yes | 1 | on)

@@ -14,11 +14,13 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from ._pgstream import notify
 from ._pgstream.codec import check_level
 from ._pgstream.config import duration, moment
 from ._pgstream.errors import UsageError
 from ._pgstream.model import (
     COMPRESSIONS,
+    LEVELS,
     LIST_DETAILS,
     BackupRequest,
     Filters,
@@ -27,6 +29,7 @@ from ._pgstream.model import (
     Retention,
     Server,
     Storage,
+    VerifyRequest,
 )
 
 Spec = Dict[str, Dict[str, Any]]
@@ -123,10 +126,25 @@ RETENTION_OPTIONS: Spec = {
     "min_keep": {"type": "int", "default": Retention.min_keep},
 }
 
+VERIFY_OPTIONS: Spec = {
+    "backup_key": {"type": "str", "required": True, "no_log": False},
+    "latest_before": {"type": "str"},
+    "source_db": {"type": "str"},
+    "level": {"type": "str", "default": VerifyRequest.level, "choices": list(LEVELS)},
+    "compare_source": {"type": "bool", "default": VerifyRequest.compare_source},
+    "no_owner": {"type": "bool", "default": VerifyRequest.no_owner},
+    "no_privileges": {"type": "bool", "default": VerifyRequest.no_privileges},
+    "role": {"type": "str"},
+    "jobs": {"type": "int"},
+    "state_dir": {"type": "path"},
+    "correlation_id": {"type": "str"},
+}
+
 INFO_OPTIONS: Spec = {
     "login_db": {"type": "str"},
     "backup_key": {"type": "str", "no_log": False},
     "details": {"type": "int", "default": LIST_DETAILS},
+    "state_dir": {"type": "path"},
 }
 
 PRUNE_OPTIONS: Spec = {
@@ -134,10 +152,22 @@ PRUNE_OPTIONS: Spec = {
     "correlation_id": {"type": "str"},
 }
 
-BACKUP_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **BACKUP_OPTIONS}
+NOTIFY_OPTIONS: Spec = {
+    "ping_url": {"type": "str", "no_log": True},
+    "webhook_url": {"type": "str", "no_log": True},
+    "notify": {
+        "type": "list",
+        "elements": "str",
+        "default": list(notify.DEFAULT_EVENTS),
+        "choices": list(notify.EVENTS),
+    },
+}
+
+BACKUP_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **BACKUP_OPTIONS, **NOTIFY_OPTIONS}
 RESTORE_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **RESTORE_OPTIONS}
 INFO_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **INFO_OPTIONS}
 PRUNE_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **PRUNE_OPTIONS}
+VERIFY_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **VERIFY_OPTIONS, **NOTIFY_OPTIONS}
 
 # Parameters of libpq that are secrets: as part of a dictionary they would be shown with the task.
 SECRET_PARAMS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -262,6 +292,48 @@ def restore_request(params: Params) -> RestoreRequest:
             faults.add_if(_text(params, option), "%s: goes with `backup_key: latest` only" % option)
     faults.raise_any()
     return request
+
+
+def verify_request(params: Params) -> VerifyRequest:
+    """The verification a task asks for. Raises UsageError with every fault in its options."""
+    faults = _Faults()
+    request = VerifyRequest(
+        storage=_storage(params, faults),
+        key=_text(params, "backup_key"),
+        level=params["level"],
+        source_database=_text(params, "source_db"),
+        latest_before=faults.moment(params, "latest_before"),
+        server=_server(params, faults),
+        compare_source=params["compare_source"],
+        no_owner=params["no_owner"],
+        no_privileges=params["no_privileges"],
+        role=_text(params, "role"),
+        jobs=faults.count(params, "jobs"),
+        correlation_id=_text(params, "correlation_id"),
+    )
+    faults.add_if(not request.key, "backup_key: name the backup to verify, or say `latest`")
+    faults.add_if(
+        request.compare_source and request.level != "restore", "compare_source: goes with `level: restore` only"
+    )
+    if request.key == "latest":
+        faults.add_if(not request.source_database, "backup_key: `latest` needs source_db to say of which database")
+    else:
+        for option in ("latest_before", "source_db"):
+            faults.add_if(_text(params, option), "%s: goes with `backup_key: latest` only" % option)
+    faults.raise_any()
+    return request
+
+
+def receivers(params: Params) -> notify.Receivers:
+    """Whom a task wants to be told. Raises UsageError with every fault in its options."""
+    found = notify.Receivers(
+        ping_url=_text(params, "ping_url"),
+        webhook_url=_text(params, "webhook_url"),
+        events=_names(params, "notify"),
+        ca_bundle=_text(params, "aws_ca_bundle"),
+    )
+    notify.check(found)
+    return found
 
 
 def info_request(params: Params) -> Tuple[Storage, str, str, Retention, int]:

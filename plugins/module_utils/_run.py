@@ -12,10 +12,13 @@ from importlib import import_module
 from typing import Any, Callable, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.common.parameters import remove_values
 
+from ._args import receivers
 from ._pgstream.errors import BackupError
 from ._pgstream.events import Log
 from ._pgstream.model import BackupInfo, BackupResult, Index, PruneResult, RestoreResult, Storage
+from ._pgstream.notify import Notifier
 
 Answer = Dict[str, Any]
 
@@ -24,7 +27,8 @@ class ModuleLog(Log):
     """The engine's warnings become the task's; what else it has to say is in the result."""
 
     def __init__(self, module: AnsibleModule, operation: str) -> None:
-        super().__init__(module.params.get("correlation_id") or "", operation, module.params.get("login_db") or "")
+        database = module.params.get("login_db") or module.params.get("source_db") or ""
+        super().__init__(module.params.get("correlation_id") or "", operation, database)
         self._warnings: List[str] = []  # the engine warns from several threads, AnsibleModule expects one
 
     def write(self, level: str, event: str, fields: dict) -> None:
@@ -40,18 +44,21 @@ class ModuleLog(Log):
 def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleModule, Log], Answer]) -> None:
     """Do the module's work and end the program: the one place where an engine error becomes a failed task."""
     log = ModuleLog(module, operation)
+    tell: Optional[Notifier] = None
     try:
+        if module.params.get("notify") and not module.check_mode:
+            tell = Notifier(receivers(module.params), log, lambda text: str(remove_values(text, module.no_log_values)))
+            tell.started()
         answer = work(module, log)
     except BackupError as error:
+        facts = {"stage": error.stage, "exit_code": error.exit_code}
+        if tell is not None:
+            tell.failed({**facts, "message": error.sentence()})
         log.hand_over(module)
-        module.fail_json(
-            msg=error.sentence(),
-            stage=error.stage,
-            exit_code=error.exit_code,
-            hint=error.hint,
-            correlation_id=log.correlation_id,
-        )
+        module.fail_json(msg=error.sentence(), hint=error.hint, correlation_id=log.correlation_id, **facts)
     except Exception as error:  # a bug: fail_json masks secrets in its traceback, Python itself would not
+        if tell is not None:
+            tell.failed({"message": "Unexpected %s" % type(error).__name__})
         log.hand_over(module)
         module.fail_json(
             msg="Unexpected %s: %s" % (type(error).__name__, error),
@@ -59,6 +66,8 @@ def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleMod
             exit_code=BackupError.exit_code,
             correlation_id=log.correlation_id,
         )
+    if tell is not None:
+        tell.succeeded(answer)
     log.hand_over(module)
     if not module._diff:
         answer.pop("diff", None)
@@ -77,6 +86,26 @@ def require(module: AnsibleModule, storage: Storage, postgres: bool = True) -> N
             trace = traceback.format_exc()
     if missing:
         module.fail_json(msg=missing_required_lib(" and ".join(missing)), exception=trace)
+
+
+def noted(directory: str, log: Log, work: Callable[[], Answer]) -> Answer:
+    """Do the work and note it in the run ledger of `directory`; empty: in none."""
+    if not directory:
+        return work()
+    from ._pgstream.recorder import Recorder  # it takes Python's sqlite3, which not every target has
+
+    record = Recorder(directory, log.operation, log)
+    record.begin()
+    try:
+        answer = work()
+    except BackupError as error:
+        record.fail(error.exit_code, error.stage, error.sentence())
+        raise
+    except BaseException as error:
+        record.fail(BackupError.exit_code, "", "unexpected " + type(error).__name__)
+        raise
+    record.succeed(answer)
+    return answer
 
 
 def backup_answer(result: BackupResult) -> Answer:

@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - pgstream.backup.attributes
   - pgstream.backup.postgres
   - pgstream.backup.storage
+  - pgstream.backup.notify
 attributes:
   action_group:
     support: full

@@ -50,6 +50,10 @@ options:
         for their rows, ratio and duration. Of the others these are null.
     type: int
     default: 100
+  state_dir:
+    description: Directory on the target host of the run ledger, which knows when a backup was verified. It is what
+      O(pgstream.backup.pg_stream_verify#module:state_dir) names, or the command's E(BACKUP_STATE_DIR).
+    type: path
 seealso:
   - module: pgstream.backup.pg_stream_backup
   - module: pgstream.backup.pg_stream_prune
@@ -139,15 +143,21 @@ backups:
       description: How long the backup took. Null where it is not known.
       type: float
       sample: 12.331
-    verified_at:
-      description: When the backup was last verified. Only the command knows, from its run ledger. Here it is empty.
-      type: str
     why:
       description: With a retention policy, what keeps the backup; empty for one that pruning would remove, null for
         what pruning leaves alone. Null without a policy.
       type: list
       elements: str
       sample: [last 1, daily 2026-01-31]
+    verified_at:
+      description: When it was last verified and no fault was found. RFC 3339, UTC. Empty if that is not known from
+        O(state_dir).
+      type: str
+      sample: "2026-02-01T06:00:00Z"
+    verified_level:
+      description: How that was done, V(index), V(content) or V(restore).
+      type: str
+      sample: restore
 backup:
   description: What one backup says of itself.
   returned: when O(backup_key) is given
@@ -324,7 +334,7 @@ correlation_id:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgstream.backup.plugins.module_utils._args import INFO_SPEC, info_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import describe, find, latest
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.listing import list_backups
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.listing import known_runs, list_backups
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.store import open_store
 from ansible_collections.pgstream.backup.plugins.module_utils._run import info_answer, require, run_module
 
@@ -332,7 +342,8 @@ from ansible_collections.pgstream.backup.plugins.module_utils._run import info_a
 def work(module, log):
     storage, database, key, policy, details = info_request(module.params)
     require(module, storage, postgres=False)
-    backups = list_backups(storage, database, details, policy)
+    runs = known_runs(module.params["state_dir"] or "", log)
+    backups = list_backups(storage, database, details, policy, runs)
     if not key:
         return info_answer(backups)
     store = open_store(storage)

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors, tables
+from _pgstream import cli, errors, listing, tables
 from _pgstream.model import (
     BackupInfo,
     BackupResult,
@@ -71,7 +71,7 @@ class Fake:
         verbs: Dict[str, Dict[str, Any]] = {
             "backup": {"back_up": self._backup("back_up"), "predict_backup": self._backup("predict_backup")},
             "restore": {"restore": self._restore("restore"), "predict_restore": self._restore("predict_restore")},
-            "listing": {"list_backups": self._list},
+            "listing": {"list_backups": self._list, "known_runs": listing.known_runs},
             "prune": {"prune": self._prune("prune"), "predict_prune": self._prune("predict_prune")},
             "check": {"check": self._check},
         }

@@ -27,7 +27,7 @@ import pytest
 from _pgstream import bucket_watch, exporter, health, metrics, observer, page, page_style
 from _pgstream.bucket_watch import BucketWatch, Listing, Usage
 from _pgstream.errors import StorageError, UsageError
-from _pgstream.ledger import FAILURE, RUNNING, Ledger, View
+from _pgstream.ledger import FAILURE, RUNNING, SUCCESS, Ledger, View
 from _pgstream.model import Storage
 from _pgstream.observer import Facts
 from _pgstream.store import StoredObject
@@ -103,9 +103,22 @@ def test_last_runs() -> None:
 def test_restores_and_verifications_do_not_pass_for_backups() -> None:
     found = samples(seen(run(operation="restore"), run(FAILURE, operation="verify")))
     assert "last_backup_rows" not in found
-    assert found["last_verification_success"] == {("shop",): 0}
-    assert found["last_verification_timestamp_seconds"] == {("shop",): NOW - 3540}
+    assert found["last_verification_success"] == {("shop", "index"): 0}
+    assert found["last_verification_timestamp_seconds"] == {("shop", "index"): NOW - 3540}
     assert found["last_run_success"] == {("restore", "shop"): 1, ("verify", "shop"): 0}
+
+
+def test_a_verification_counts_for_the_levels_that_prove_less_and_for_no_other() -> None:
+    def told(*levels: Any) -> Any:
+        ages = range(len(levels))
+        runs = [run(status, operation="verify", level=level, started=NOW - 60 - age)
+                for age, (level, status) in zip(ages, levels)]  # fmt: skip
+        return {labels[1]: value for labels, value in samples(seen(*runs))["last_verification_success"].items()}
+
+    # The newest comes first. A drill that failed stays failed until another one succeeds.
+    assert told(("index", SUCCESS), ("restore", FAILURE)) == {"index": 1, "content": 0, "restore": 0}
+    assert told(("restore", SUCCESS), ("index", FAILURE)) == {"index": 1, "content": 1, "restore": 1}
+    assert told(("content", FAILURE), ("restore", SUCCESS)) == {"index": 0, "content": 0, "restore": 1}
 
 
 def test_judgement() -> None:

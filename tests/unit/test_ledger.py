@@ -156,13 +156,34 @@ def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, what: str) -> None:
             os.truncate(tmp_path / ledger.FILE, 8192)
         else:
             with sqlite3.connect(tmp_path / ledger.FILE) as connection:
-                connection.execute("PRAGMA user_version = 2")
+                connection.execute("PRAGMA user_version = 3")
     book = Ledger(directory, patience=0.1)
     calls: List[Callable[[], object]] = [book.view, lambda: book.finish(run()), lambda: book.begin(run(RUNNING))]
     for call in calls:
         with pytest.raises(LedgerError, match="the run ledger .*ledger.sqlite"):
             call()
     assert what in ("missing", "a file") or locks(tmp_path) == []
+
+
+def test_a_ledger_of_the_first_version_is_read_and_then_kept_on(book: Ledger, tmp_path: Path) -> None:
+    book.finish(run())
+    with sqlite3.connect(book.path, isolation_level=None) as old:
+        old.execute("ALTER TABLE runs DROP COLUMN level")
+        old.execute("PRAGMA user_version = 1")
+    before = os.stat(book.path).st_mtime_ns
+    (seen,) = book.view().runs
+    assert (seen.key, seen.level) == ("a.sql.gz", "") and os.stat(book.path).st_mtime_ns == before
+    book.finish(run(operation="verify", level="restore"))
+    assert sorted(each.level for each in book.view().runs) == ["", "restore"]
+
+
+def test_the_last_verification_of_each_level_is_kept(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "KEPT", 3)
+    kinds = [("restore", SUCCESS), ("restore", FAILURE)] + [("index", SUCCESS)] * 9
+    for day, (level, status) in enumerate(kinds):
+        book.finish(run(status, operation="verify", level=level, started=NOW + day))
+    kept = [(each.level, each.status) for each in book.view().runs]
+    assert kept == [("index", SUCCESS)] * 3 + [("restore", FAILURE), ("restore", SUCCESS)]
 
 
 def test_a_ledger_that_is_busy_for_too_long_gives_up(book: Ledger, tmp_path: Path) -> None:

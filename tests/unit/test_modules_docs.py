@@ -21,7 +21,7 @@ from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import m
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("pg_stream_*.py"))
-PLAYBOOKS = ["backup", "list", "prune", "restore"]
+PLAYBOOKS = ["backup", "drill", "list", "prune", "restore", "verify"]
 FAILURE = {"stage", "hint", "exit_code", "correlation_id"}
 
 
@@ -61,7 +61,8 @@ def spec_of(name):
 
 
 def test_all_modules_are_here():
-    assert {"pg_stream_backup", "pg_stream_restore", "pg_stream_info", "pg_stream_prune"} <= set(MODULES)
+    names = {"pg_stream_backup", "pg_stream_restore", "pg_stream_info", "pg_stream_prune", "pg_stream_verify"}
+    assert names <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -138,6 +139,10 @@ def test_playbooks_pass_the_retention_policy(name):
         assert '%s: "{{ pgbackup_%s | default(omit) }}"' % (option, option) in text
 
 
+def test_every_field_of_a_verification_is_documented(documented):
+    assert set(documented["pg_stream_verify"]["return"]) == (names_of(model.VerifyResult) - {"changed"}) | FAILURE
+
+
 def test_every_field_of_the_listing_is_documented(documented):
     returned = documented["pg_stream_info"]["return"]
     assert set(returned) == {"backups", "backup"} | FAILURE
@@ -164,10 +169,10 @@ def test_playbooks_pass_every_shared_option(name):
             assert "pgbackup_" + option in header
 
 
-@pytest.mark.parametrize("name", ["backup", "prune", "restore"])
+@pytest.mark.parametrize("name", ["backup", "drill", "prune", "restore", "verify"])
 def test_playbooks_pass_every_option_of_their_module(name):
     (play,) = yaml.safe_load((ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8"))
-    module = "pg_stream_" + name
+    module = "pg_stream_" + {"drill": "verify"}.get(name, name)
     (given,) = [task["pgstream.backup." + module] for task in play["tasks"] if "pgstream.backup." + module in task]
     shared = [option for options in play["module_defaults"].values() for option in options]
     assert set(given) | set(shared) == set(spec_of(module)["argument_spec"])

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The command: `backup`, `restore KEY`, `list`, `prune`, `check`, and `metrics` and `health` of past runs.
+"""The command: `backup`, `restore KEY`, `verify KEY`, `list`, `prune`, `check`; `metrics` and `health` of past runs.
 
 Configured by the environment; flags override.
 
@@ -22,13 +22,13 @@ import sys
 import threading
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO
+from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple
 from urllib.parse import quote
 
-from . import config, config_retention, tables
+from . import config, config_retention, notify, tables
 from .errors import BackupError, Interrupted, UsageError
 from .events import new_correlation_id
-from .model import COMPRESSIONS, ENGINE_VERSION, Filters, RestoreRequest, Server, Storage
+from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
 from .progress import TerminalLog, is_terminal, printable
 from .recorder import Recorder, operation_of
 
@@ -65,13 +65,16 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
     out, err = _utf8(sys.stdout), _utf8(sys.stderr)
     debug = "--debug" in arguments
     log = TerminalLog(new_correlation_id(), "", environment.get("POSTGRES_DB", ""), out, err)
-    record = Recorder(environment.get("BACKUP_STATE_DIR", ""), operation_of(arguments), log)
+    operation = operation_of(arguments)
+    record = Recorder(environment.get("BACKUP_STATE_DIR", ""), operation, log)
+    tell = notify.for_command(environment, operation, log, lambda text: mask(text, _hidden(environment)))
     with log, _Signals() as signals:
         status = 0
         try:
             options = parse(arguments)
             log.operation = options.verb
             record.begin()
+            tell.started()
             outcome = _run(options, environment, log)
             signals.ignore()  # what is done is done: the result shall be told
             status = outcome.exit_code
@@ -84,14 +87,18 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
                 shown = outcome.table
             elif outcome.always_table:
                 shown = outcome.table + "\n" + shown
-            out.write(shown + "\n")
-            out.flush()
+            try:
+                out.write(shown + "\n")
+                out.flush()
+            finally:
+                if outcome.failure is None:  # it succeeded, whether or not anyone reads that here
+                    tell.succeeded(outcome.fields)
             error: Optional[BaseException] = outcome.failure
         except (Exception, KeyboardInterrupt, Interrupted) as caught:
             signals.ignore()
             error = signals.received or caught  # what else fails then is an echo of the interrupt
         log.bar.close()
-        return status if error is None else _fail(log, record, error, environment, debug)
+        return status if error is None else _fail(log, record, tell, error, environment, debug)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -151,13 +158,18 @@ def _parser() -> argparse.ArgumentParser:
     _setting(restore, "BACKUP_JOBS")
     for name in ("schema", "table"):
         _pattern(restore, name, "restore only this; may be repeated")
-    restore.add_argument("--no-owner", action="store_true")
-    restore.add_argument("--no-privileges", action="store_true")
-    restore.add_argument("--role", default="", help="SET ROLE to this before restoring")
-    restore.add_argument("--latest-before", default="", metavar="TIME", help="with latest: made before this, RFC 3339")
-    restore.add_argument("--source-db", default="", metavar="NAME", help="with latest: of this database")
+    _names(restore)
     restore.add_argument("--no-analyze", dest="analyze", action="store_false")
     restore.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")
+
+    verify = verb("verify", "Prove a backup, by its index, all its bytes, or a restore for practice.")
+    verify.add_argument("key", metavar="KEY", help="a backup's key, or latest")
+    _setting(verify, "BACKUP_VERIFY_LEVEL", "one of %s; content by default" % ", ".join(LEVELS))
+    verify.add_argument(
+        "--compare-source", action="store_true", help="level restore: contents as the source's, at rest"
+    )
+    _setting(verify, "BACKUP_JOBS")
+    _names(verify)
 
     for name, text in (("list", "List the backups."), ("check", "Check the server and the store.")):
         verb(name, text).add_argument("--json", action="store_true", default=False, help="JSON on a terminal too")
@@ -184,6 +196,15 @@ def _setting(parser: argparse.ArgumentParser, variable: str, text: str = "") -> 
     parser.add_argument(config.FLAGS[variable], dest=variable, metavar="VALUE", help=text or "overrides " + variable)
 
 
+def _names(parser: argparse.ArgumentParser) -> None:
+    """Flags of what restores: whose backup, and who owns what is restored."""
+    parser.add_argument("--no-owner", action="store_true")
+    parser.add_argument("--no-privileges", action="store_true")
+    parser.add_argument("--role", default="", help="SET ROLE to this before restoring")
+    parser.add_argument("--latest-before", default="", metavar="TIME", help="with latest: made before this, RFC 3339")
+    parser.add_argument("--source-db", default="", metavar="NAME", help="with latest: of this database")
+
+
 def _pattern(parser: argparse.ArgumentParser, name: str, text: str) -> None:
     parser.add_argument("--" + name, action="append", default=[], metavar="NAME", help=text)
 
@@ -193,6 +214,7 @@ def _run(options: argparse.Namespace, environ: Texts, log: TerminalLog) -> Outco
     verbs = {
         "backup": _backup,
         "restore": _restore,
+        "verify": _verify,
         "list": _list,
         "prune": _prune,
         "check": _check,
@@ -255,17 +277,31 @@ def _restore(options: argparse.Namespace, environ: Texts, flags: Texts, log: Ter
     return Outcome({**asdict(verb(request, log)), "dry_run": options.dry_run})
 
 
+def _verify(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    wanted = VerifyRequest(
+        storage=Storage(),
+        key=options.key,
+        source_database=options.source_db,
+        latest_before=options.latest_before,
+        compare_source=options.compare_source,
+        no_owner=options.no_owner,
+        no_privileges=options.no_privileges,
+        role=options.role,
+        correlation_id=log.correlation_id,
+    )
+    log.database = options.source_db or log.database
+    request = config.verify_request(environ, flags, wanted)
+    from . import verify
+
+    return Outcome(asdict(verify.verify(request, log)))
+
+
 def _list(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
     storage, policy, details = config_retention.list_request(environ, flags)
     log.database = ""  # of every database
     from . import listing
-    from .ledger import Ledger, LedgerError
 
-    runs: Sequence[Any] = ()
-    try:
-        runs = Ledger(environ["BACKUP_STATE_DIR"]).view().runs if environ.get("BACKUP_STATE_DIR") else ()
-    except LedgerError as error:
-        log.warning("ledger_unavailable", message=error.sentence() + ". Less may be known of each backup.")
+    runs = listing.known_runs(environ.get("BACKUP_STATE_DIR", ""), log)
     backups = listing.list_backups(storage, "", details, policy, runs)
     fields = {"operation": "list", "backups": [asdict(one) for one in backups]}
     table = tables.backup_table(backups) or "No backups in %s" % printable(storage.url(storage.prefix))
@@ -315,14 +351,14 @@ def _health(_options: argparse.Namespace, environ: Texts, _flags: Texts, log: Te
     return Outcome({"operation": "health", **asdict(found)}, found.message, exit_code=0 if found.ok else 1)
 
 
-def _fail(log: TerminalLog, record: Recorder, error: BaseException, environ: Texts, debug: bool) -> int:
-    """Note the failure, write the one ERROR line and return the exit status."""
+def _fail(
+    log: TerminalLog, record: Recorder, tell: notify.Notifier, error: BaseException, environ: Texts, debug: bool
+) -> int:
+    """Note the failure, write the one ERROR line, tell of it and return the exit status."""
     secrets = config.secret_values(environ)
     fields: Dict[str, object] = {"stage": "", "exit_code": 1}
     if isinstance(error, (BackupError, Interrupted)):
-        # A word that is no secret elsewhere, such as the user's name, stays readable though it is the password too.
-        public = {environ.get(name) for name in ("POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "RCLONE_S3_BUCKET")}
-        secrets = tuple(secret for secret in secrets if secret not in public)
+        secrets = _hidden(environ)
         message = error.sentence()
         fields.update(stage=error.stage, exit_code=error.exit_code)
     else:
@@ -336,9 +372,16 @@ def _fail(log: TerminalLog, record: Recorder, error: BaseException, environ: Tex
         log.error("failed", **fields)
     except OSError:
         pass  # nobody reads stderr any more; the exit status still says it
+    tell.failed(fields, interrupted=isinstance(error, Interrupted))
     if isinstance(error, BrokenPipeError):
         _silence(sys.stdout)
     return int(str(fields["exit_code"]))
+
+
+def _hidden(environ: Texts) -> Tuple[str, ...]:
+    """The secrets; a word that is none elsewhere, such as the user's name, stays readable though it is the password."""
+    public = {environ.get(name) for name in ("POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "RCLONE_S3_BUCKET")}
+    return tuple(secret for secret in config.secret_values(environ) if secret not in public)
 
 
 def mask(text: str, secrets: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from .codec import check_level
 from .errors import UsageError
 from .events import rfc3339
-from .model import COMPRESSIONS, BackupRequest, Filters, RestoreRequest, Server, Storage
+from .model import COMPRESSIONS, LEVELS, BackupRequest, Filters, RestoreRequest, Server, Storage, VerifyRequest
 
 #: The flag that sets the same value, for those that have one. No secret has: argv is readable by everyone.
 FLAGS = {
@@ -42,6 +42,7 @@ FLAGS = {
     "BACKUP_KEEP_YEARLY": "--keep-yearly",
     "BACKUP_KEEP_WITHIN": "--keep-within",
     "BACKUP_MIN_KEEP": "--min-keep",
+    "BACKUP_VERIFY_LEVEL": "--level",
 }
 
 #: Variables whose value is never shown; all but libpq's own PGPASSWORD may come as `NAME_FILE` instead.
@@ -53,6 +54,8 @@ SECRETS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "BACKUP_PING_URL",
+    "BACKUP_WEBHOOK_URL",
     "PGPASSWORD",
 )
 
@@ -95,6 +98,14 @@ def secret_values(environ: Mapping[str, str]) -> Tuple[str, ...]:
             except (OSError, ValueError):
                 continue
     return tuple(sorted({value for value in values if value}, key=len, reverse=True))
+
+
+def secret(environ: Mapping[str, str], name: str) -> str:
+    """One secret, given as itself or by its file; empty where it is not. UsageError when something is wrong with it."""
+    reader = _Reader(environ, {})
+    value = reader.secret(name)
+    reader.finish()
+    return value
 
 
 def storage(environ: Mapping[str, str], flags: Mapping[str, str]) -> Storage:
@@ -148,26 +159,36 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     """
     reader = _Reader(environ, flags)
     home = reader.get("POSTGRES_DB")
-    source, before = wanted.source_database, wanted.latest_before
-    if not wanted.key:
-        reader.fault("KEY is empty: give a backup's key, or latest")
-    if wanted.key == "latest":
-        source = source or home or wanted.database
-        if not source:
-            reader.fault("latest needs to know of which database: give POSTGRES_DB, --target-db or --source-db")
-        try:
-            before = moment(before) if before else ""
-        except ValueError as error:
-            reader.fault("--latest-before: %s" % error)
-    else:
-        for flag, value in (("--latest-before", before), ("--source-db", source)):
-            if value:
-                reader.fault("%s only goes with the key latest" % flag)
+    other = home or wanted.database
+    source, before = _which(reader, wanted.key, wanted.source_database, wanted.latest_before, other, ", --target-db")
     request = replace(
         wanted,
         server=_server(reader),
         storage=_storage(reader),
         database=wanted.database or home,
+        source_database=source,
+        latest_before=before,
+        jobs=reader.whole("BACKUP_JOBS", 0, 0),
+    )
+    reader.finish()
+    return request
+
+
+def verify_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted: VerifyRequest) -> VerifyRequest:
+    """`wanted` with what the environment adds: level, store and jobs, and for the level restore the server.
+
+    `latest` means the latest backup of the source in `wanted`, else of POSTGRES_DB.
+    """
+    reader = _Reader(environ, flags)
+    level = reader.choice("BACKUP_VERIFY_LEVEL", LEVELS, VerifyRequest.level)
+    source, before = _which(reader, wanted.key, wanted.source_database, wanted.latest_before, reader.get("POSTGRES_DB"))
+    if wanted.compare_source and level != "restore":
+        reader.fault("--compare-source only goes with --level restore")
+    request = replace(
+        wanted,
+        level=level,
+        server=_server(reader) if level == "restore" else Server(),
+        storage=_storage(reader),
         source_database=source,
         latest_before=before,
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
@@ -257,6 +278,25 @@ class _Reader:
         faults += self.faults
         if faults:
             raise UsageError("; ".join(faults), stage="configuration")
+
+
+def _which(reader: _Reader, key: str, source: str, before: str, otherwise: str, flags: str = "") -> Tuple[str, str]:
+    """Whose latest backup, and made before when; both are for the key `latest` alone."""
+    if not key:
+        reader.fault("KEY is empty: give a backup's key, or latest")
+    if key == "latest":
+        source = source or otherwise
+        if not source:
+            reader.fault("latest needs to know of which database: give POSTGRES_DB%s or --source-db" % flags)
+        try:
+            return source, moment(before) if before else ""
+        except ValueError as error:
+            reader.fault("--latest-before: %s" % error)
+    else:
+        for flag, value in (("--latest-before", before), ("--source-db", source)):
+            if value:
+                reader.fault("%s only goes with the key latest" % flag)
+    return source, before
 
 
 def _file_text(path: str) -> str:

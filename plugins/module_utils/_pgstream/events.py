@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 from datetime import datetime, timezone
-from typing import Callable, Optional, TextIO
+from typing import Callable, Dict, Optional, TextIO
 
 
 def utc_now() -> datetime:
@@ -36,6 +36,8 @@ class Log:
         self.correlation_id = correlation_id or new_correlation_id()
         self.operation = operation
         self.database = database
+        #: What else a run found out about itself, such as key and level: it is told where it fails, too.
+        self.known: Dict[str, str] = {}
 
     def info(self, event: str, **fields: object) -> None:
         self.write("INFO", event, fields)

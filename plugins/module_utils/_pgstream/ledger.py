@@ -24,12 +24,12 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 from .errors import BackupError
-from .model import ENGINE_VERSION
+from .model import ENGINE_VERSION, LEVELS
 
 OPERATIONS = ("backup", "restore", "verify", "prune")
 SUCCESS, FAILURE, RUNNING = "success", "failure", "running"
 FILE = "ledger.sqlite"
-SCHEMA_VERSION = 1  # PRAGMA user_version
+SCHEMA_VERSION = 2  # PRAGMA user_version; 1 had no level
 KEPT = 60  # runs of one operation on one database; its last successes are kept beyond that
 KEPT_GROUPS = 300  # pairs of operation and database: restores into ever new names must not add up for ever
 MESSAGE = 1000  # characters kept of a message
@@ -42,7 +42,7 @@ _TABLES = (
     " correlation_id TEXT NOT NULL, started REAL NOT NULL, finished REAL, status TEXT NOT NULL, exit_code INTEGER,"
     " stage TEXT NOT NULL, message TEXT NOT NULL, key TEXT NOT NULL, changed INTEGER NOT NULL,"
     " raw_bytes INTEGER NOT NULL, stored_bytes INTEGER NOT NULL, rows INTEGER NOT NULL, tables INTEGER NOT NULL,"
-    " seconds REAL NOT NULL, engine_version TEXT NOT NULL)",
+    " seconds REAL NOT NULL, engine_version TEXT NOT NULL, level TEXT NOT NULL DEFAULT '')",
     "CREATE INDEX runs_of_group ON runs (operation, database)",
     "CREATE TABLE totals (operation TEXT NOT NULL, database TEXT NOT NULL, succeeded INTEGER NOT NULL,"
     " failed INTEGER NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (operation, database))",
@@ -50,6 +50,7 @@ _TABLES = (
     " runs INTEGER NOT NULL, PRIMARY KEY (operation, database, bound))",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, since REAL NOT NULL)",
 )
+_SINCE_2 = "ALTER TABLE runs ADD COLUMN level TEXT NOT NULL DEFAULT ''"
 
 
 class LedgerError(BackupError):
@@ -78,6 +79,7 @@ class Run:
     tables: int = 0
     seconds: float = 0.0
     engine_version: str = ENGINE_VERSION
+    level: str = ""  # of a verification
 
     @property
     def ended(self) -> float:
@@ -118,6 +120,12 @@ class View:
         for run in self.runs:
             found.setdefault((run.operation, run.database), []).append(run)
         return found
+
+
+def proves(run: Run, level: str) -> bool:
+    """Whether a verification was one of this level or of one that proves more. A level that is not known, of a run that
+    ended before it was, counts as the lowest."""
+    return LEVELS.index(run.level or LEVELS[0]) >= LEVELS.index(level)
 
 
 class RunLock:
@@ -175,7 +183,8 @@ class Ledger:
         with self._faults(), self._reading() as connection:
             if connection is None:
                 return View()
-            runs = [_run(row) for row in connection.execute("SELECT %s FROM runs" % _COLUMNS)]
+            columns = _COLUMNS if _version(connection) > 1 else _COLUMNS.replace("level", "''")
+            runs = [_run(row) for row in connection.execute("SELECT %s FROM runs" % columns)]
             totals = _totals(connection)
             facts = {name: (value, since) for name, value, since in connection.execute("SELECT * FROM facts")}
             for number, run in enumerate(runs):
@@ -243,8 +252,9 @@ class Ledger:
         """One transaction: all of it, or by an exception nothing."""
         with closing(self._connect("rwc")) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            if _check_version(connection, self.path) == 0:
-                for statement in _TABLES:
+            version = _check_version(connection, self.path)
+            if version != SCHEMA_VERSION:
+                for statement in _TABLES if version == 0 else [_SINCE_2]:
                     connection.execute(statement)
                 connection.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
             yield connection
@@ -259,10 +269,14 @@ _COLUMNS = ", ".join(each.name for each in fields(Run))
 _CHANGED = [each.name for each in fields(Run)].index("changed")
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _check_version(connection: sqlite3.Connection, path: str) -> int:
     """0 for a file that is still empty."""
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version not in (0, SCHEMA_VERSION):
+    version = _version(connection)
+    if version > SCHEMA_VERSION:
         raise LedgerError("the run ledger %s has version %d, not %d" % (path, version, SCHEMA_VERSION))
     return version
 
@@ -290,6 +304,7 @@ def _storable(run: Run) -> Run:
         stage=clean(run.stage),
         message=clean(run.message, MESSAGE),
         key=clean(run.key),
+        level=clean(run.level),
     )
 
 
@@ -318,13 +333,17 @@ def _forget(connection: sqlite3.Connection, group: Group) -> None:
     """Keep the ledger small: old runs of this group, and the groups that nothing was heard of for longest."""
     ended = "coalesce(finished, started) DESC, started DESC"
     rows = connection.execute(
-        "SELECT token, status, changed FROM runs WHERE (operation, database) = (?, ?) ORDER BY " + ended, group
+        "SELECT token, status, changed, level FROM runs WHERE (operation, database) = (?, ?) ORDER BY " + ended, group
     ).fetchall()
-    kept = {token for token, _status, _changed in rows[:KEPT]}
-    kept.update(token for token, status, _changed in rows if status == RUNNING)
-    kept.update([token for token, status, _changed in rows if status == SUCCESS][:1])
-    kept.update([token for token, status, changed in rows if status == SUCCESS and changed][:1])
-    gone = [(token,) for token, _status, _changed in rows if token not in kept]
+    kept = {row[0] for row in rows[:KEPT]}
+    kept.update(token for token, status, _changed, _level in rows if status == RUNNING)
+    kept.update([token for token, status, changed, _level in rows if status == SUCCESS and changed][:1])
+    newest: Dict[Tuple[str, bool], str] = {}  # of each level the last run and the last success: a drill may be rare
+    for token, status, _changed, level in rows:
+        for good in {False, status == SUCCESS}:
+            newest.setdefault((level, good), token)
+    kept.update(newest.values())
+    gone = [(row[0],) for row in rows if row[0] not in kept]
     connection.executemany("DELETE FROM runs WHERE token = ?", gone)
     stale = connection.execute(
         "SELECT operation, database FROM runs GROUP BY operation, database"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from . import archive, catalog, retention
 from .errors import IntegrityError, NotFoundError
-from .events import rfc3339, utc_now
+from .events import Log, rfc3339, utc_now
 from .model import LIST_DETAILS, BackupInfo, Retention, Storage
 from .store import Store, open_store
 
@@ -47,9 +47,40 @@ def list_backups(
     with ThreadPoolExecutor(_READERS) as pool:
         looked = pool.map(lambda one: one if one.rows is not None else _looked_into(store, one), found[:details])
         found[:details] = list(looked)
-    verified = {run.key: run.ended for run in reversed(runs) if run.operation == "verify" and run.worked}
-    found = [replace(one, verified_at=_time(verified[one.key])) if one.key in verified else one for one in found]
+    verified = _verified(runs)
+    found = [_with(one, verified[one.key]) if one.key in verified else one for one in found]
     return _judged(storage, found, policy, now)
+
+
+def known_runs(directory: str, log: Log) -> Sequence[Run]:
+    """The runs that the ledger in `directory` (empty: none) has; where it cannot be read, none and a warning."""
+    if not directory:
+        return ()
+    from .ledger import Ledger, LedgerError
+
+    try:
+        return Ledger(directory).view().runs
+    except LedgerError as error:
+        log.warning("ledger_unavailable", message=error.sentence() + ". Less may be known of each backup.")
+        return ()
+
+
+def _verified(runs: Sequence[Run]) -> Dict[str, Run]:
+    """The last success by key. A fault found after it takes it back; a server that could not be reached does not."""
+    found: Dict[str, Run] = {}
+    for run in reversed(runs):
+        if run.operation != "verify" or not run.key:
+            continue
+        if run.worked:
+            found[run.key] = run
+        elif run.exit_code == IntegrityError.exit_code:
+            found.pop(run.key, None)
+    return found
+
+
+def _with(one: BackupInfo, run: Run) -> BackupInfo:
+    moment = datetime.fromtimestamp(int(run.ended), timezone.utc)
+    return replace(one, verified_at=rfc3339(moment), verified_level=run.level)
 
 
 def _aged(one: BackupInfo, now: datetime) -> BackupInfo:
@@ -90,7 +121,3 @@ def _judged(storage: Storage, found: List[BackupInfo], policy: Optional[Retentio
         why.update({one.key: () for one in backups})
         why.update(retention.reasons(backups, policy, now))
     return [replace(one, why=why.get(one.key)) for one in found]
-
-
-def _time(seconds: float) -> str:
-    return rfc3339(datetime.fromtimestamp(int(seconds), timezone.utc))

@@ -22,6 +22,7 @@ from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
+DUMP_END = b"PostgreSQL database dump complete"  # pg_dump's last words, in a comment
 #: What only speeds a load, or keeps a database's or role's settings from hindering it.
 LOAD_OPTIONS = (
     "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0 -c lock_timeout=0"
@@ -184,7 +185,7 @@ def load_foreign(
             loader.raw_bytes += len(sql)
             tail = (tail + sql)[-4096:]
     finish()
-    if b"PostgreSQL database dump complete" not in tail:
+    if DUMP_END not in tail:
         raise IntegrityError(
             "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
             hint="Use another backup; what there is can be looked at with gunzip and psql.",

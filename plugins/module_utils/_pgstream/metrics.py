@@ -19,8 +19,8 @@ from prometheus_client.utils import floatToGoString
 from .bucket_watch import Listing
 from .errors import LockedError
 from .health import FAILING, Health
-from .ledger import BOUNDS, FAILURE, RUNNING, SUCCESS, Group, Run, Totals, View
-from .model import ENGINE_VERSION, FORMAT_VERSION
+from .ledger import BOUNDS, FAILURE, RUNNING, SUCCESS, Group, Run, Totals, View, proves
+from .model import ENGINE_VERSION, FORMAT_VERSION, LEVELS
 from .observer import Facts
 
 Sample = Tuple[Sequence[str], Optional[float]]  # label values; None: no sample
@@ -118,10 +118,19 @@ def _last_runs(groups: Dict[Group, List[Run]]) -> Iterator[Metric]:
     )
     yield by_database("last_backup_rows", "Rows in the %s." % last, "backup", worked, lambda run: run.rows)
     yield by_database("last_backup_tables", "Tables in the %s." % last, "backup", worked, lambda run: run.tables)
-    text = "When the last verification of a backup ended."
-    yield by_database("last_verification_timestamp_seconds", text, "verify", any_run, lambda run: run.ended)
-    text = "1 if the last verification found no fault."
-    yield by_database("last_verification_success", text, "verify", any_run, good)
+
+    def by_level(name: str, text: str, value: Callable[[Run], float]) -> Metric:
+        found = [
+            ((database, level), first(runs, lambda run, level=level: proves(run, level), value))  # type: ignore[misc]
+            for (operation, database), runs in ended.items()
+            for level in LEVELS
+            if operation == "verify"
+        ]
+        return _gauge(name, text, (*DATABASE, "level"), found)
+
+    text = "When the last verification of a backup ended, of this level or one that proves more."
+    yield by_level("last_verification_timestamp_seconds", text, lambda run: run.ended)
+    yield by_level("last_verification_success", "1 if that verification found no fault.", good)
 
 
 def _judgement(found: Health) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ FORMAT_VERSION = 1
 ENGINE_VERSION = "0.1.0"
 
 COMPRESSIONS = ("gzip", "zstd", "none")
+LEVELS = ("index", "content", "restore")  # of a verification; each proves what the one before does, and more
 LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
 EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
 
@@ -140,6 +141,22 @@ class PruneRequest:
 
 
 @dataclass(frozen=True)
+class VerifyRequest:
+    storage: Storage
+    key: str  # a key, or "latest"
+    level: str = "content"  # one of LEVELS
+    source_database: str = ""  # with key "latest": whose
+    latest_before: str = ""  # RFC 3339; only with key "latest"
+    server: Server = Server()  # where level "restore" makes its scratch database
+    compare_source: bool = False  # only with level "restore": the original is on the same server
+    no_owner: bool = False
+    no_privileges: bool = False
+    role: str = ""
+    jobs: int = 0
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True)
 class Block:
     """One self-contained piece of the object. Offsets and lengths in bytes."""
 
@@ -228,8 +245,9 @@ class BackupInfo:
     ratio: Optional[float] = None  # raw bytes a stored byte
     rows: Optional[int] = None
     seconds: Optional[float] = None  # that the backup took
-    verified_at: str = ""  # RFC 3339; when it was last verified, and without a fault
     why: Optional[Tuple[str, ...]] = None
+    verified_at: str = ""  # RFC 3339; the last verification that found no fault, as the run ledger has it
+    verified_level: str = ""  # one of LEVELS
 
 
 @dataclass(frozen=True)
@@ -323,6 +341,33 @@ class PruneResult:
     seconds: float = 0.0
     message: str = ""
     operation: str = "prune"
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    verified: bool
+    level: str
+    database: str  # that was backed up
+    key: str
+    url: str
+    correlation_id: str
+    foreign: bool = False
+    stored_bytes: int = 0  # size of the object
+    raw_bytes: int = 0  # of SQL that was decompressed
+    bytes_read: int = 0
+    blocks: int = 0
+    rows: int = 0
+    tables: int = 0
+    compared_tables: int = 0  # whose contents are those of the source
+    seconds: float = 0.0
+    mb_per_second: float = 0.0  # bytes read, 10^6 a second
+    snapshot_at: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    jobs: int = 0
+    message: str = ""
+    operation: str = "verify"
+    changed: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from .bucket_watch import Usage
 from .health import FAILING, OK, STARTING, Verdict
-from .ledger import RUNNING, SUCCESS, Run
-from .model import ENGINE_VERSION
+from .ledger import RUNNING, SUCCESS, Run, proves
+from .model import ENGINE_VERSION, LEVELS
 from .observer import Facts
 from .page_style import STYLE
 from .progress import amount, printable
@@ -111,12 +111,12 @@ def _when(facts: Facts) -> List[str]:
 
 def _databases(facts: Facts) -> str:
     runs: Dict[str, List[Run]] = {}
-    verified: Dict[str, Run] = {}
+    verified: Dict[str, List[Run]] = {}
     for run in facts.view.runs if facts.view else ():
         if run.operation == "backup":
             runs.setdefault(run.database, []).append(run)
         elif run.operation == "verify" and run.status != RUNNING:
-            verified.setdefault(run.database, run)
+            verified.setdefault(run.database, []).append(run)
     stored = dict(facts.listing.databases) if facts.listing else {}
     stored.pop("", None)
     verdicts = {one.database: one for one in (facts.health.databases if facts.health else ())}
@@ -128,7 +128,7 @@ def _databases(facts: Facts) -> str:
     if not names:
         return ""
     cards = "".join(
-        _card(facts.now, name, verdicts.get(name), runs.get(name, []), stored.get(name), verified.get(name))
+        _card(facts.now, name, verdicts.get(name), runs.get(name, []), stored.get(name), verified.get(name, []))
         for name in names[:CARDS]
     )
     more = "<p>And %d more.</p>" % (len(names) - CARDS) if len(names) > CARDS else ""
@@ -137,7 +137,7 @@ def _databases(facts: Facts) -> str:
 
 
 def _card(
-    now: float, name: str, verdict: Optional[Verdict], runs: List[Run], stored: Optional[Usage], verified: Optional[Run]
+    now: float, name: str, verdict: Optional[Verdict], runs: List[Run], stored: Optional[Usage], verified: List[Run]
 ) -> str:
     success = next((run for run in runs if run.status == SUCCESS), None)
     worked = next((run for run in runs if run.worked), None)
@@ -154,11 +154,7 @@ def _card(
         rows.append(("In the store", "%s, %s" % (_count(stored.objects, "backup"), _e(amount(stored.bytes)))))
         if stored.newest and runs:
             rows.append(("Newest there", _time(stored.newest, now)))
-    if verified:
-        text = "passed" if verified.status == SUCCESS else "<b class='bad'>failed</b>"
-        rows.append(("Verified", "%s %s" % (text, _time(verified.ended, now))))
-    else:
-        rows.append(("Verified", "never"))
+    rows += _verified(now, verified)
     head = (_time(success.ended, now) if success else "never", "last successful backup")
     if not runs and stored and stored.newest:  # backed up from elsewhere, or before there was a ledger
         head = _time(stored.newest, now), "newest backup in the store"
@@ -172,6 +168,21 @@ def _card(
         "<dl>%s</dl></article>" % "".join("<div><dt>%s</dt><dd>%s</dd></div>" % row for row in rows),
     ]
     return "".join(parts)
+
+
+def _verified(now: float, runs: List[Run]) -> List[Tuple[str, str]]:
+    """The last verification, and the last of each level that proves more: one of the index says nothing of a drill."""
+    shown: List[Run] = []
+    for level in LEVELS:
+        found = next((run for run in runs if proves(run, level)), None)
+        if found is not None and found not in shown:
+            shown.append(found)
+    rows = []
+    for run in shown:
+        text = "passed" if run.status == SUCCESS else "<b class='bad'>failed</b>"
+        level = " <small>%s</small>" % _e(run.level) if run.level else ""
+        rows.append(("Verified", "%s%s %s" % (text, level, _time(run.ended, now))))
+    return rows or [("Verified", "never")]
 
 
 def _charts(runs: Sequence[Run]) -> str:

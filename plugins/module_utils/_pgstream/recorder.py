@@ -69,6 +69,8 @@ class Recorder:
             run,
             database=self._log.database,
             correlation_id=self._log.correlation_id,
+            key=run.key or self._log.known.get("key", ""),
+            level=self._log.known.get("level", ""),
             finished=run.started + seconds,
             seconds=round(seconds, 3),
         )

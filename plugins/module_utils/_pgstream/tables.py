@@ -27,7 +27,7 @@ def backup_table(backups: Sequence[BackupInfo]) -> str:
                 UNKNOWN if one.ratio is None else "%.1f" % one.ratio,
                 UNKNOWN if one.rows is None else "{:,}".format(one.rows),
                 UNKNOWN if one.seconds is None else age(int(one.seconds + 0.5)),
-                one.verified_at or UNKNOWN,
+                "%s %s" % (one.verified_level, one.verified_at) if one.verified_at else UNKNOWN,
                 one.database,
                 one.key + ("  (foreign)" if one.foreign else ""),
                 _kept_by(one),
