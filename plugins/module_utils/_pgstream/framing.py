@@ -43,6 +43,7 @@ FOOTER_LENGTHS = {
     "none": len(_LINE) + 2 * _FOOTER.size + 1,
 }
 LONGEST_FOOTER = max(FOOTER_LENGTHS.values())  # bytes to read from the end to find it
+LONGEST_MARK = 16  # bytes to read from the start for `begins_block`
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class Footer:
     length: int  # of the footer itself
 
 
-def _wrap(compression: str, payload: bytes) -> bytes:
+def _mark(compression: str, size: int) -> bytes:
+    """What stands before a payload of `size` bytes."""
     if compression == "gzip":
-        return _GZIP_HEAD + struct.pack("<H2sH", len(payload) + 4, b"PG", len(payload)) + payload
-    if compression == "zstd":
-        return _SKIPPABLE + struct.pack("<I", len(payload)) + payload
-    return _LINE + payload.hex().encode() + b"\n"
+        return _GZIP_HEAD + struct.pack("<H2sH", size + 4, b"PG", size)
+    return _SKIPPABLE + struct.pack("<I", size) if compression == "zstd" else _LINE
+
+
+def _wrap(compression: str, payload: bytes) -> bytes:
+    written = payload if compression != "none" else payload.hex().encode() + b"\n"
+    return _mark(compression, len(payload)) + written
 
 
 def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
@@ -92,6 +97,11 @@ def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
         return payload if data.startswith(_wrap(compression, payload)) else None
     head = len(empty) - size
     return data[head : len(empty)] if data[:head] == empty[:head] else None
+
+
+def begins_block(head: bytes) -> bool:
+    """Whether an object that starts with `head` starts as ours do, even if its first announcement is damaged."""
+    return any(head.startswith(_mark(compression, _BLOCK.size)) for compression in HEADER_LENGTHS)
 
 
 def announce(compression: str, section: str, payload_length: int, raw_length: int, rows: int, table: int) -> bytes:
