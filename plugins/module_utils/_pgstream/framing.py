@@ -30,17 +30,17 @@ _VERSION = 1
 _GZIP_HEAD = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff"  # deflate, FEXTRA, no time, unknown system
 _EMPTY_DEFLATE = b"\x03\0" + b"\0" * 8
 _SKIPPABLE = b"\x5b\x2a\x4d\x18"
-_LINE = b"-- pgstream "
+COMMENT = b"-- pgstream "  # begins every line of a script that is ours
 
 HEADER_LENGTHS = {
     "gzip": len(_GZIP_HEAD) + 6 + _BLOCK.size,
     "zstd": 8 + _BLOCK.size,
-    "none": len(_LINE) + 2 * _BLOCK.size + 1,
+    "none": len(COMMENT) + 2 * _BLOCK.size + 1,
 }
 FOOTER_LENGTHS = {
     "gzip": len(_GZIP_HEAD) + 6 + _FOOTER.size + len(_EMPTY_DEFLATE),
     "zstd": 8 + _FOOTER.size,
-    "none": len(_LINE) + 2 * _FOOTER.size + 1,
+    "none": len(COMMENT) + 2 * _FOOTER.size + 1,
 }
 LONGEST_FOOTER = max(FOOTER_LENGTHS.values())  # bytes to read from the end to find it
 LONGEST_MARK = 16  # bytes to read from the start for `begins_block`
@@ -73,7 +73,7 @@ def _mark(compression: str, size: int) -> bytes:
     """What stands before a payload of `size` bytes."""
     if compression == "gzip":
         return _GZIP_HEAD + struct.pack("<H2sH", size + 4, b"PG", size)
-    return _SKIPPABLE + struct.pack("<I", size) if compression == "zstd" else _LINE
+    return _SKIPPABLE + struct.pack("<I", size) if compression == "zstd" else COMMENT
 
 
 def _wrap(compression: str, payload: bytes) -> bytes:
@@ -87,10 +87,10 @@ def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
     if len(data) < len(empty):
         return None
     if compression == "none":
-        if not data.startswith(_LINE) or data[len(empty) - 1 : len(empty)] != b"\n":
+        if not data.startswith(COMMENT) or data[len(empty) - 1 : len(empty)] != b"\n":
             return None
         try:
-            payload = bytes.fromhex(data[len(_LINE) : len(empty) - 1].decode("ascii"))
+            payload = bytes.fromhex(data[len(COMMENT) : len(empty) - 1].decode("ascii"))
         except ValueError:
             return None
         # fromhex also takes spaces and capitals, which were never written.

@@ -26,7 +26,7 @@ _DIGITS = 20  # of a number in the index: enough for LARGEST, and int() takes qu
 _PLAIN = {"int": int, "str": str, "bool": bool}
 ORDER = {"schema": 0, "pre": 1, "data": 2, "rest": 3, "post": 4}
 _DATABASE_PRIVILEGES = ("CREATE", "CONNECT", "TEMPORARY")
-FIRST_LINE = b"-- pgstream index: what this file holds, one JSON object a line"
+_FIRST_LINE = b"-- pgstream index: what this file holds, one JSON object a line"
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,7 @@ def index_text(index: Index) -> bytes:
     lines: List[dict] = [{"index": head}]
     lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
     lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]
-    text = [FIRST_LINE.decode("ascii")]
+    text = [_FIRST_LINE.decode("ascii")]
     text += ["-- " + json.dumps(line, separators=(",", ":"), ensure_ascii=True) for line in lines]
     return "\n".join(text).encode("ascii") + b"\n"
 

@@ -11,22 +11,18 @@ import re
 import threading
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive
+from . import archive, framing
 from .clients import Clients
 from .copying import END_AFTER_ROWS
 from .errors import BackupError, IntegrityError, UsageError
-from .index import FIRST_LINE as FIRST_LINE_OF_INDEX
 from .model import Block, Index
 from .postgres import quote
 from .process import Process, Processes
-from .schema import FIRST_LINE as FIRST_LINE_OF_SCHEMA
 from .store import Store
 from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
-#: Lines that only an archive of ours has: one that is read as a plain dump lost its footer.
-_OUR_LINES = (b"\n" + FIRST_LINE_OF_INDEX, b"\n" + FIRST_LINE_OF_SCHEMA)
 #: pg_dump's closing comment, with nothing after it but comments, empty lines and (since August 2025) \unrestrict.
 _COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z"
@@ -185,7 +181,7 @@ def load_foreign(
         for sql in decode(piece):
             if not loader.raw_bytes and sql.startswith(b"PGDMP"):
                 raise UsageError("it is a custom-format archive of pg_dump", hint="Restore it with pg_restore.")
-            if any(line in tail + sql for line in _OUR_LINES):
+            if b"\n" + framing.COMMENT in tail + sql:
                 raise IntegrityError(
                     "it is a backup of this engine whose beginning and end are damaged",
                     hint="Use another backup; what there is can be looked at with gunzip and psql.",

@@ -360,6 +360,12 @@ class _Run:
                     "%s is a custom-format archive of pg_dump" % item.key, hint="Restore it with pg_restore."
                 )
             compression = codec.detect(head)
+            named = catalog.compression_of(item.key)
+            if named not in ("", compression):
+                raise IntegrityError(
+                    "%s does not begin as %s, which its name says" % (item.key, named),
+                    hint="It is damaged, or has the wrong name.",
+                )
             codec.check_level(compression, None)
             decoder = codec.StreamDecoder(compression)
             pieces = self._counted(store.stream(item.key, 0, item.size), item.size)

@@ -21,7 +21,7 @@ _PG_ATTRDEF = 2604
 _PG_EXTENSION = 3079
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _LINE_LENGTH = 76
-FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
+_FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
 
 
 @dataclass(frozen=True)
@@ -234,15 +234,15 @@ def as_comments(archive: bytes) -> bytes:
     """The archive as SQL comment lines."""
     text = base64.b64encode(archive)
     lines = [b"-- " + text[start : start + _LINE_LENGTH] for start in range(0, len(text), _LINE_LENGTH)]
-    return FIRST_LINE + b"\n".join(lines) + b"\n"
+    return _FIRST_LINE + b"\n".join(lines) + b"\n"
 
 
 def from_comments(sql: bytes) -> bytes:
     """The reverse of `as_comments`; IntegrityError for anything else."""
-    if not (sql.startswith(FIRST_LINE + b"-- ") and sql.endswith(b"\n")):
+    if not (sql.startswith(_FIRST_LINE + b"-- ") and sql.endswith(b"\n")):
         raise IntegrityError("the backup's schema block is not a schema archive")
     try:
-        return base64.b64decode(sql[len(FIRST_LINE) + 3 : -1].replace(b"\n-- ", b""), validate=True)
+        return base64.b64decode(sql[len(_FIRST_LINE) + 3 : -1].replace(b"\n-- ", b""), validate=True)
     except ValueError as error:
         raise IntegrityError("the backup's schema archive is damaged: %s" % error) from error
 
