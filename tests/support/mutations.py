@@ -268,6 +268,25 @@ def _replaced_hex(line: bytes, wrong: bytes, right: bytes) -> bytes:
     return line.replace(wrong.hex().encode(), right.hex().encode())
 
 
+def rebuilt(sample: Sample, number: int, payload: bytes, **changed: Any) -> Tuple[List[bytes], List[Any]]:
+    """The blocks with another payload and announcement of one, and the index's lines that agree in all but rows."""
+    old = sample.index.blocks[number]
+    block = dataclasses.replace(old, **changed)
+    said = (block.section, len(payload), block.raw_length, block.rows, block.table)
+    blocks = [*sample.blocks]
+    blocks[number] = framing.announce(sample.compression, *said) + payload
+    longer = len(blocks[number]) - old.length
+    lines = lines_of(sample.index)
+    lines[0]["index"]["raw_bytes"] += block.raw_length - old.raw_length
+    lines[0]["index"]["stored_bytes"] += longer
+    entries = [line["block"] for line in lines[1 + len(sample.index.tables) :]]
+    sha256 = hashlib.sha256(blocks[number]).hexdigest()
+    entries[number].update(changed, length=old.length + longer, sha256=sha256)
+    for entry in entries[number + 1 :]:
+        entry["offset"] += longer
+    return blocks, lines
+
+
 def forge_block(choose: Choose, sample: Sample, other: Sample) -> bytes:
     """One block announces something else of itself, and index, sums and hashes agree with it."""
     number = choose(0, len(sample.blocks) - 1)
@@ -280,19 +299,10 @@ def forge_block(choose: Choose, sample: Sample, other: Sample) -> bytes:
         "section": {"section": pick(choose, ("schema", "pre", "data", "rest", "post"))},
     }[name]
     payload = sample.blocks[number][framing.HEADER_LENGTHS[sample.compression] :]
-    forged_block = dataclasses.replace(block, **changed)
-    stored = framing.announce(
-        sample.compression, forged_block.section, len(payload), forged_block.raw_length, forged_block.rows,
-        forged_block.table,
-    ) + payload  # fmt: skip
-    blocks = [*sample.blocks]
-    blocks[number] = stored
-    lines = lines_of(sample.index)
+    blocks, lines = rebuilt(sample, number, payload, **changed)
     entry = lines[1 + len(sample.index.tables) + number]["block"]
-    entry.update(changed, sha256=hashlib.sha256(stored).hexdigest())
-    lines[0]["index"]["raw_bytes"] += forged_block.raw_length - block.raw_length
     if name == "rows":
-        more = forged_block.rows - block.rows
+        more = entry["rows"] - block.rows
         if block.tables and choose(0, 1):  # every sum right: only the server's own count can tell
             entry["tables"][0][1] += more
             lines[1 + entry["tables"][0][0]]["table"]["rows"] += more

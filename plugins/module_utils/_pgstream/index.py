@@ -18,7 +18,7 @@ from .model import FORMAT_VERSION, Block, DatabaseInfo, Index, Table
 
 # What a reader accepts, and so what a writer may write: a hostile object must not be able to ask for all memory.
 MAX_INDEX = 128 << 20  # bytes, stored and raw: about a million tables
-MAX_LINE = 16 << 20  # bytes of one line of the index
+MAX_LINE = 4 << 20  # bytes of one line of the index
 MAX_BLOCK = 4 << 30  # bytes of a block, stored and raw: a row of the longest (1 GiB) in the largest block planned
 MAX_SCHEMA = 1 << 30  # bytes of the schema block, which is held in memory unpacked
 LARGEST = 1 << 62  # bytes or rows: more than any store holds
@@ -48,6 +48,7 @@ def parse_index(pieces: Iterable[bytes]) -> Index:
     head: Optional[dict] = None
     tables: List[Table] = []
     blocks: List[Block] = []
+    copies = 0  # COPYs in all blocks
     try:
         for kind, fields in _objects(pieces):
             if kind == "index" and head is None:
@@ -57,6 +58,10 @@ def parse_index(pieces: Iterable[bytes]) -> Index:
             elif kind == "block" and head is not None:
                 fields["tables"] = tuple((number, rows) for number, rows in fields["tables"])
                 blocks.append(_checked(_made(Block, fields)))
+                copies += len(blocks[-1].tables)
+                # Whoever fills blocks one after the other begins each table once, and goes on with it in the next.
+                if copies > len(tables) + 2 * len(blocks):
+                    raise IntegrityError("the index names more pieces of tables than its blocks can hold")
             else:
                 raise IntegrityError("the index has a line that is out of place")
         if head is None:
