@@ -148,6 +148,39 @@ def test_odd_lines(name: str, tmp_path: Path) -> None:
     assert said.startswith("IntegrityError: ") and len(said) < 1000, said[:2000]
 
 
+def with_fields(sample: Sample, number: int, **fields: Any) -> bytes:
+    """The index's text with other fields in one line."""
+    lines = lines_of(sample.index)
+    ((_kind, held),) = lines[number].items()
+    held.update(fields)
+    return text_of(lines)
+
+
+def test_what_is_too_long_or_too_many_is_refused_for_that() -> None:
+    """Each is well-formed, and agrees with all the rest."""
+    sample = sample_of("gzip")
+    for said, text in (
+        ("line of more than", with_fields(sample, 0, correlation_id="a" * index.MAX_LINE)),
+        ("a number of 21 digits", with_fields(sample, 1, oid=10**20)),
+        ("a number of 21 digits", with_fields(sample, 1, oid=-(10**19))),
+        ("more pieces of tables", with_fields(sample, 4, tables=[[0, 0]] * 100)),
+    ):
+        with pytest.raises(IntegrityError, match=said):
+            parse_index([text])
+    parse_index([with_fields(sample, 1, oid=10**20 - 1)])
+    parse_index([with_fields(sample, 0, correlation_id="a" * (3 << 20))])
+    parse_index([with_fields(sample, 4, tables=[[0, 0], [1, 0], [2, 0]])])
+
+
+@pytest.mark.parametrize("value", [1.0, True, "1", None, [1], 1e3])
+def test_numbers_are_whole_numbers(value: Any) -> None:
+    sample = sample_of("gzip")
+    fields: List[Dict[str, Any]] = [{"tables": [[value, 1]]}, {"tables": [[1, value]]}, {"rows": value}]
+    for changed in [*fields, {"table": value}, {"offset": value}, {"length": value}, {"raw_length": value}]:
+        with pytest.raises(IntegrityError):
+            parse_index([with_fields(sample, 4 + FIRST_DATA, **changed)])
+
+
 TEXTS = ["\0", "a\0b", "\ud800", "\udfff", "a\udc80b"]
 FIELDS: List[Tuple[int, Tuple[Any, ...]]] = [
     (0, ("index", "database", "name")), (0, ("index", "database", "owner")), (0, ("index", "database", "encoding")),
@@ -210,6 +243,20 @@ def test_footers_that_point_anywhere(compression: str) -> None:
                     read_index(store, size)
                 assert sum(length for _offset, length in store.requests) <= size + framing.LONGEST_FOOTER
                 assert len(store.requests) <= 2
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_an_index_that_announces_itself_otherwise(compression: str) -> None:
+    sample = sample_of(compression)
+    text = index_text(sample.index)
+    payload = sample.index_block[framing.HEADER_LENGTHS[compression] :]
+    for section, longer, more in (("post", 0, 0), ("index", 1, 0), ("index", 0, 1)):
+        stored = framing.announce(compression, section, len(payload) + longer, len(text) + more, 0, -1) + payload
+        where = (sample.index.stored_bytes, len(stored), len(text))
+        end = framing.footer(compression, *where, hashlib.sha256(stored).digest())
+        data = b"".join([*sample.blocks, stored, end])
+        with pytest.raises(IntegrityError, match="does not point to an index"):
+            read_index(MemoryStore(data, sample.key), len(data))
 
 
 def read_index(store: MemoryStore, size: int) -> Any:

@@ -109,11 +109,7 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _no_number(text: str) -> int:
-    raise ValueError("%s is no whole number" % text[:_DIGITS])
-
-
-_JSON = json.JSONDecoder(parse_int=_whole_number, parse_float=_no_number, parse_constant=_no_number)
+_JSON = json.JSONDecoder(parse_int=_whole_number)
 
 
 def _row(entry: Any, types: Tuple[type, ...]) -> Tuple[Any, ...]:
