@@ -49,11 +49,23 @@ DATABASE = DatabaseInfo(
 )  # fmt: skip
 
 
-class Sample:
-    """An archive: its bytes, its blocks' bytes and SQL, its index. Variants differ in rows, not in their lengths."""
+class Parts:
+    """An archive: its bytes, those of its blocks, of the index and the footer."""
+
+    def __init__(self, data: bytes, index: Index) -> None:
+        self.data = data
+        self.index = index
+        self.compression = index.compression
+        self.blocks = [data[block.offset : block.offset + block.length] for block in index.blocks]
+        end = len(data) - framing.FOOTER_LENGTHS[self.compression]
+        self.index_block = data[index.stored_bytes : end]
+        self.footer = data[end:]
+
+
+class Sample(Parts):
+    """A small archive with its SQL. Two variants differ in rows, not in their lengths."""
 
     def __init__(self, compression: str, variant: int) -> None:
-        self.compression = compression
         self.key = "shop_2026-01-31T02:00:00Z" + EXTENSIONS[compression]
         self._data = bytearray()
         writer = archive.ArchiveWriter(self._write, compression)
@@ -62,20 +74,16 @@ class Sample:
         counts = self._rows(writer, variant)
         self._rest(writer, variant)
         writer.text("post", b"CREATE INDEX ON s.t0 (a);\n" + CLOSING)
-        self.index = Index(
+        index = Index(
             format_version=FORMAT_VERSION, engine_version="0", correlation_id="c", compression=compression,
             database=DATABASE, server_version=150004, pg_dump_version=15, snapshot_at="t", started_at="t",
             finished_at="t", raw_bytes=writer.raw_bytes, stored_bytes=writer.offset, rows=sum(counts.values()),
             tables=tuple(Table(n, 16384 + n, "s", "t%d" % n, rows) for n, rows in counts.items()),
             blocks=tuple(writer.blocks),
         )  # fmt: skip
-        writer.finish(self.index)
-        self.data = bytes(self._data)
-        self.blocks = [self.data[block.offset : block.offset + block.length] for block in self.index.blocks]
-        self.sql = b"".join(self._sql(block, piece) for block, piece in zip(self.index.blocks, self.blocks))
-        end = len(self.data) - framing.FOOTER_LENGTHS[compression]
-        self.index_block = self.data[self.index.stored_bytes : end]
-        self.footer = self.data[end:]
+        writer.finish(index)
+        super().__init__(bytes(self._data), index)
+        self.sql = b"".join(self._sql(block, piece) for block, piece in zip(index.blocks, self.blocks))
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         self._data += b"".join(pieces)

@@ -24,7 +24,7 @@ from _pgstream import framing
 from _pgstream.index import index_text
 from _pgstream.model import Index
 
-from .archives import Sample
+from .archives import Parts, Sample
 
 Choose = Callable[[int, int], int]
 Mutator = Callable[[Choose, Sample, Sample], bytes]
@@ -174,7 +174,7 @@ def text_of(lines: Sequence[Any]) -> bytes:
     return ("-- index\n" + "".join("-- %s\n" % json.dumps(line) for line in lines)).encode("ascii")
 
 
-def with_text(sample: Sample, blocks: Sequence[bytes], text: bytes) -> bytes:
+def with_text(sample: Parts, blocks: Sequence[bytes], text: bytes) -> bytes:
     """Blocks, any text as their index, and a footer that is right for both."""
     stored = b"".join(framing.encode(sample.compression, "index", text))
     offset = sum(map(len, blocks))
@@ -182,7 +182,7 @@ def with_text(sample: Sample, blocks: Sequence[bytes], text: bytes) -> bytes:
     return b"".join([*blocks, stored, framing.footer(sample.compression, offset, len(stored), len(text), digest)])
 
 
-def forged(sample: Sample, blocks: Sequence[bytes], lines: Sequence[Any]) -> bytes:
+def forged(sample: Parts, blocks: Sequence[bytes], lines: Sequence[Any]) -> bytes:
     return with_text(sample, blocks, text_of(lines))
 
 
@@ -268,7 +268,7 @@ def _replaced_hex(line: bytes, wrong: bytes, right: bytes) -> bytes:
     return line.replace(wrong.hex().encode(), right.hex().encode())
 
 
-def rebuilt(sample: Sample, number: int, payload: bytes, **changed: Any) -> Tuple[List[bytes], List[Any]]:
+def rebuilt(sample: Parts, number: int, payload: bytes, **changed: Any) -> Tuple[List[bytes], List[Any]]:
     """The blocks with another payload and announcement of one, and the index's lines that agree in all but rows."""
     old = sample.index.blocks[number]
     block = dataclasses.replace(old, **changed)
