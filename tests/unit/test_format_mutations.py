@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 import sys
@@ -128,6 +129,13 @@ def test_a_dump_that_is_not_what_its_name_says(key: str) -> None:
     outcome = restored(PLAIN + CLOSING, key)
     assert isinstance(outcome.error, IntegrityError) and "does not begin as" in str(outcome.error)
     assert outcome.fed == []
+
+
+def test_a_compressed_dump_of_any_name() -> None:
+    """What the bytes say counts for more than the name."""
+    for key in ("shop.sql", "shop.sql.gz", "shop.dump", "shop.sql.zst"):
+        outcome = restored(gzip.compress(PLAIN + CLOSING), key)
+        assert outcome.error is None and outcome.fed == [("psql", PLAIN + CLOSING)]
 
 
 # --- the fuzzer -------------------------------------------------------------------------------------------------------

@@ -361,7 +361,7 @@ class _Run:
                 )
             compression = codec.detect(head)
             named = catalog.compression_of(item.key)
-            if named not in ("", compression):
+            if compression == "none" and named not in ("", "none"):
                 raise IntegrityError(
                     "%s does not begin as %s, which its name says" % (item.key, named),
                     hint="It is damaged, or has the wrong name.",
