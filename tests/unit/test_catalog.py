@@ -84,6 +84,8 @@ def test_the_template() -> None:
 
 @pytest.mark.parametrize("key", [
     "", "shop.sql.gz", "shop_2026-01-31T02:00:00Z", "shop_2026-01-31T02:00:00Z.tar", "_2026-01-31T02:00:00Z.sql.gz",
+    "shop_2026-01-31T02:00:00Z.sql.gz\n", "shop_\uff12026-01-31T02:00:00Z.sql.gz",
+    "sh%00op_2026-01-31T02:00:00Z.sql.gz",
     "shop_2026-02-31T02:00:00Z.sql.gz", "shop_9999-99-99T99:99:99Z.sql.gz", "shop_2026-01-31T02:00:00Z.sql.gz.age",
 ])  # fmt: skip
 def test_keys_that_say_nothing(key: str) -> None:

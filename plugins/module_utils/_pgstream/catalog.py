@@ -18,7 +18,9 @@ from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, Us
 from .model import EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
-_KEY = re.compile(r"^(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)$")
+_KEY = re.compile(
+    r"(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)", re.ASCII
+)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -48,10 +50,11 @@ def compression_of(key: str) -> str:
 
 def parse_key(key: str) -> Tuple[str, str]:
     """(database, time) of a templated key; empty strings for another."""
-    match = _KEY.match(key.rsplit("/", 1)[-1])
+    match = _KEY.fullmatch(key.rsplit("/", 1)[-1])
     try:
         if match and datetime.strptime(match.group("time"), _TIME):
-            return unquote(match.group("database")), match.group("time")
+            database = unquote(match.group("database"))
+            return ("", "") if "\0" in database else (database, match.group("time"))
     except ValueError:  # the 31st of February, say: looks like a time and is none
         pass
     return "", ""

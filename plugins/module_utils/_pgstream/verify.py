@@ -280,9 +280,9 @@ def _foreign_contents(store: Store, item: StoredObject, log: Log) -> Proof:
     decoder.finish()
     if read != item.size:
         raise IntegrityError("%d of its %d bytes could be read" % (read, item.size))
-    if loading.DUMP_END not in tail:
+    if not loading.COMPLETE.search(tail):
         raise IntegrityError(
-            "the dump lacks its last line, '%s': pg_dump did not finish it" % loading.DUMP_END.decode(),
+            "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
             hint="Verify another backup, and back up again.",
         )
     text = "it decompresses to %d bytes and ends as pg_dump ends a dump; without an index no more can be said"
