@@ -24,14 +24,19 @@ try:
         IncompleteReadError,
         SSLError,
     )
+    from botocore.exceptions import ConnectionError as NotConnected
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError as TransportError
 
     FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError)
+    # Connections that did not come about or broke; ResponseParserError is an answer in XML that ended too early.
+    BROKEN: Tuple[Type[BaseException], ...] = (
+        NotConnected, HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError
+    )  # fmt: skip
     READ_FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, HTTPClientError, TransportError, OSError)
 except ImportError:
     boto3 = None  # type: ignore[assignment,unused-ignore]
-    FAULTS = READ_FAULTS = ()
+    FAULTS = READ_FAULTS = BROKEN = ()
 
 HINTS = {
     "NoSuchBucket": "Create the bucket, or check its name and the endpoint.",
@@ -196,8 +201,7 @@ def may_pass(error: Optional[BaseException], retry: Retry) -> bool:
         return retry.patient  # the kernel itself asked several times
     if isinstance(cause, SSLError):
         return "CERTIFICATE" not in str(cause).upper()
-    # ResponseParserError: an answer in XML that ended too early.
-    return isinstance(cause, (HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError))
+    return isinstance(cause, BROKEN)
 
 
 def translate(error: Any, storage: Storage) -> StorageError:
