@@ -22,6 +22,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import format_datetime
@@ -71,8 +72,13 @@ class Unfinished:
 class Fault:
     """What happens to the next `times` requests of an operation.
 
-    before  answered so and not done;  after  done, and answered so;  reset, stall  the same with no answer at all;
-    cut     a GET whose body ends after `bytes`;  embedded  status 200, the error in the body
+    before         answered so and not done; without a status the connection is reset
+    after          done, and answered so; without a status the connection is reset
+    embedded       not done, status 200, the error in the body
+    stall          not done, and no answer
+    deaf           the body is not even read
+    slow           done, but the body is read at `bytes` a second
+    cut, hang      a GET whose body ends, or goes on no more, after `bytes`
     """
 
     operation: str
@@ -95,7 +101,7 @@ class FakeS3:
         self.max_parts = 10000  # Scaleway: 1000
         self.smallest_part = 0  # of all but the last; Amazon: 5 MiB, too large for most tests
         self.equal_parts = False  # Cloudflare R2
-        self.refuses_trailers = 0  # older Ceph, Google: the status for a body with a trailing checksum
+        self.refuses_checksums = 0  # older Ceph, Google: the status for a body with Amazon's newer checksums
         self.wants_md5_to_delete = False
         self.conditional = "honoured"  # or ignored, refused
         self.lists_uploads = "by prefix"  # MinIO: by key
@@ -106,6 +112,7 @@ class FakeS3:
         self.buckets: Dict[str, Dict[str, Stored]] = {}
         self.unfinished: Dict[str, Unfinished] = {}
         self.log: List[Tuple[str, str, int]] = []  # operation, key, status (0: none was sent)
+        self.ranges: List[str] = []  # as they were asked for
         self.access_key, self.secret_key, self.region = "fake-access-key", "fake-secret-key", "us-east-1"
         self._faults: List[Fault] = []
         self._let_go = threading.Event()
@@ -116,6 +123,8 @@ class FakeS3:
             s3 = fake
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # What the kernel takes for a server that does not read would look like progress: let that be little.
+        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -202,29 +211,46 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         self.bucket, _slash, self.key = unquote(url.path).lstrip("/").partition("/")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         operation = self._operation()
+        fault = self.s3.fault(operation) or Fault(operation, how="")
+        if fault.how == "deaf":
+            return self._silence(operation, hold=True)
+        body = self._body(fault)
         if self.s3.on_request is not None:
             self.s3.on_request(operation, self.key)
-        fault = self.s3.fault(operation)
         try:
-            if fault and fault.how == "before" and fault.status:
-                raise Refused(fault.status, fault.code)
-            if fault and fault.how in ("reset", "stall"):
-                return self._silence(operation, fault.how)
-            if fault and fault.how == "embedded":
+            if fault.how == "before":
+                self._fail(fault)
+            if fault.how == "stall":
+                return self._silence(operation, hold=True)
+            if fault.how == "embedded":
                 return self._answer(operation, 200, _error(fault.code, "embedded"))
             with self.s3.lock:
                 self._allow(operation)
                 status, headers, data = getattr(self, "_" + operation)(self._decoded(body))
-            if fault and fault.how.startswith("after"):
-                if not fault.status:
-                    return self._silence(operation, fault.how[len("after ") :])
-                raise Refused(fault.status, fault.code)
-            cut = fault.bytes if fault and fault.how == "cut" else None
-            self._answer(operation, status, data, headers, cut)
+            if fault.how == "after":
+                self._fail(fault)
+            self._answer(operation, status, data, headers, fault)
         except Refused as refused:
             self._answer(operation, refused.status, _error(refused.code, refused.message))
+        except ConnectionAbortedError:
+            self._silence(operation)
+
+    @staticmethod
+    def _fail(fault: Fault) -> None:
+        if not fault.status:
+            raise ConnectionAbortedError
+        raise Refused(fault.status, fault.code)
+
+    def _body(self, fault: Fault) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault.how != "slow":
+            return self.rfile.read(length)
+        body = b""
+        while len(body) < length:
+            body += self.rfile.read(min(fault.bytes // 8, length - len(body)))
+            time.sleep(1 / 8)
+        return body
 
     def _operation(self) -> str:
         method, query = self.command, self.query
@@ -248,11 +274,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _decoded(self, body: bytes) -> bytes:
         """The bytes in a body that comes in chunks, with a checksum after them."""
+        names = " ".join(self.headers).lower()
+        if self.s3.refuses_checksums and ("x-amz-checksum" in names or "x-amz-trailer" in names):
+            code = "NotImplemented" if self.s3.refuses_checksums == 501 else "InvalidArgument"
+            raise Refused(self.s3.refuses_checksums, code, "A header you provided is not supported")
         if "aws-chunked" not in (self.headers.get("Content-Encoding") or ""):
             return body
-        if self.s3.refuses_trailers:
-            raise Refused(self.s3.refuses_trailers, "NotImplemented" if self.s3.refuses_trailers == 501 else
-                          "InvalidArgument", "x-amz-content-sha256 is not valid")  # fmt: skip
         data, rest = b"", body
         while True:
             size, _, rest = rest.partition(b"\r\n")
@@ -287,9 +314,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _GetObject(self, _body: bytes) -> Any:
         stored = self._stored("NoSuchKey", "The specified key does not exist.")
         wanted = self.headers.get("If-Match")
-        if wanted and wanted.strip('"') != stored.etag:
+        if wanted and wanted.strip('"') != stored.etag and self.s3.conditional == "honoured":
             raise Refused(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
         headers, size = self._headers(stored, "GetObject"), len(stored.data)
+        self.s3.ranges.append(self.headers.get("Range") or "")
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not match:
             return 200, headers, stored.data
@@ -432,8 +460,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(
         self, operation: str, status: int, data: bytes, headers: Optional[Dict[str, str]] = None,
-        cut: Optional[int] = None,
+        fault: Optional[Fault] = None,
     ) -> None:  # fmt: skip
+        cut = fault.bytes if fault and fault.how in ("cut", "hang") else None
         with self.s3.lock:
             self.s3.log.append((operation, self.key, status))
         self.send_response(status)
@@ -445,12 +474,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if cut is not None:
             self.close_connection = True
+            if fault and fault.how == "hang":
+                self.s3.wait_here()
 
-    def _silence(self, operation: str, how: str) -> None:
-        """No answer: the connection is reset, or stays open until the server ends."""
+    def _silence(self, operation: str, hold: bool = False) -> None:
+        """No answer: the connection is reset, at once or when the server ends."""
         with self.s3.lock:
             self.s3.log.append((operation, self.key, 0))
-        if how == "stall":
+        if hold:
             self.s3.wait_here()
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

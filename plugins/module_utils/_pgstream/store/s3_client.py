@@ -79,6 +79,8 @@ class S3Client:
                     raise
 
     def once(self, operation: str, **arguments: Any) -> Dict[str, Any]:
+        if isinstance(arguments.get("Body"), PartBody):
+            arguments["Body"].seek(0)  # an attempt before this one may have read it
         try:
             return getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments)
         except FAULTS as error:
@@ -190,13 +192,8 @@ def may_pass(error: Optional[BaseException], retry: Retry) -> bool:
     """Whether the same request may succeed a little later. What is refused (400, 403, 404 ...) is refused again."""
     cause = _cause(error)
     if isinstance(cause, ClientError):
-        # 200: a completing call whose body held the error.
-        status, code = status_of(cause), code_of(cause)
-        return (
-            status in (429, 500, 502, 503, 504, 509)
-            or code in _CUT_SHORT + _TOO_MANY
-            or (status == 200 and code in ("InternalError", "ServiceUnavailable", ""))
-        )
+        # botocore makes 500 of an error that came with status 200, as those of the completing call may.
+        return status_of(cause) in (429, 500, 502, 503, 504, 509) or code_of(cause) in _CUT_SHORT + _TOO_MANY
     if isinstance(cause, ConnectTimeoutError):
         return retry.patient  # the kernel itself asked several times
     if isinstance(cause, SSLError):
