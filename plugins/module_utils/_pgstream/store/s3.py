@@ -43,7 +43,10 @@ class S3Store(Store):
             options["ServerSideEncryption"] = self.storage.encryption_mode
         if self.storage.encryption_kms_key_id:
             options["SSEKMSKeyId"] = self.storage.encryption_kms_key_id
-        return str(self.client.call("create_multipart_upload", Key=key, **options)["UploadId"])
+        upload_id = str(self.client.call("create_multipart_upload", Key=key, **options).get("UploadId") or "")
+        if not upload_id:
+            raise StorageError("the store answered, and began no upload of %s" % key)
+        return upload_id
 
     def require_bucket(self) -> None:
         """A missing bucket is told here; what else HEAD has to say (it has no body) the next request says better."""

@@ -47,7 +47,7 @@ class _Check:
         writable = self._try("multipart upload", self._start)
         abortable = False
         if writable:
-            abortable = self._try("aborting an upload", self._abort, "a failed backup leaves its parts, and they are paid for")
+            abortable = self._try("aborting an upload", self._abort, "a failed backup leaves parts that are paid for")
         deletable = self._try("deleting", self._delete, "retention will not work, and a spoilt object would stay")
         try:
             if writable and deletable:

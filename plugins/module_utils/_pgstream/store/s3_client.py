@@ -192,8 +192,8 @@ def may_pass(error: Optional[BaseException], retry: Retry) -> bool:
     """Whether the same request may succeed a little later. What is refused (400, 403, 404 ...) is refused again."""
     cause = _cause(error)
     if isinstance(cause, ClientError):
-        # botocore makes 500 of an error that came with status 200, as those of the completing call may.
-        return status_of(cause) in (429, 500, 502, 503, 504, 509) or code_of(cause) in _CUT_SHORT + _TOO_MANY
+        # 200: an error of the completing call may come so; newer botocore makes 500 of it, older one loses its text.
+        return status_of(cause) in (200, 429, 500, 502, 503, 504, 509) or code_of(cause) in _CUT_SHORT + _TOO_MANY
     if isinstance(cause, ConnectTimeoutError):
         return retry.patient  # the kernel itself asked several times
     if isinstance(cause, SSLError):
@@ -209,7 +209,9 @@ def translate(error: Any, storage: Storage) -> StorageError:
         if code in ("403", "Forbidden"):
             code = "AccessDenied"
         said = str(error.response.get("Error", {}).get("Message", "") or "").strip()
-        text = "S3 bucket %s inaccessible at %s: %s (%s, HTTP %d)" % (storage.bucket, where, said or code, code, status)
+        text = "S3 bucket %s inaccessible at %s: %s (%s, HTTP %d)" % (
+            storage.bucket, where, said or code or "an error", code or "no code", status
+        )  # fmt: skip
         kind = NoStoreError if code == "NoSuchBucket" else StorageError
         return kind(text, hint=HINTS.get(code, ""))
     hint = ""
