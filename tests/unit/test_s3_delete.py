@@ -58,7 +58,7 @@ class Watched:
         self.store = S3Store(
             Storage(bucket=bucket, endpoint_url=endpoint, region="us-east-1", access_key="a", secret_key="s", **more)
         )
-        self.client = self.store._client
+        self.client = self.store.client.boto
         self.client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locks)
         self.bucket = bucket
         self.requests: List[str] = []
@@ -146,17 +146,17 @@ def test_a_page_that_fails_removes_nothing(watched: Watched, monkeypatch: pytest
             if len(pages) == 2 and kind == "refused":
                 parsed.clear()
                 raise ClientError(
-                    {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}, "List"
+                    {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "List"
                 )
 
         def listed(self: S3Store, prefix: str) -> Any:
-            self._client.meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)
-            self._client.meta.events.register("after-call.s3.ListObjectsV2", answer)
+            self.client.boto.meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)
+            self.client.boto.meta.events.register("after-call.s3.ListObjectsV2", answer)
             return original(self, prefix)
 
         return listed
 
-    for kind, said in (("no token", "ends its listing early"), ("refused", "InternalError")):
+    for kind, said in (("no token", "ends its listing early"), ("refused", "AccessDenied")):
         pages.clear()
         monkeypatch.setattr(S3Store, "list", fault(kind))
         with pytest.raises(StorageError, match=said):
@@ -228,6 +228,7 @@ class Bucket:
     """Answers as a test says: `batch` and `single` are raised, or called with the keys."""
 
     def __init__(self, batch: Any = None, single: Any = None, head: Any = None) -> None:
+        self.client = self
         self.batch, self.single, self.head_says = batch, single, head
         self.asked: List[Any] = []
 

@@ -26,7 +26,7 @@ from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tup
 from urllib.parse import quote
 
 from . import config, config_retention, notify, tables
-from .errors import BackupError, Interrupted, UsageError
+from .errors import BackupError, Interrupted, StorageError, UsageError
 from .events import new_correlation_id
 from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
 from .progress import TerminalLog, is_terminal, printable
@@ -322,10 +322,13 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     from . import check
 
     result = check.check(server, storage, database, log)
-    bad = ["%s: %s" % (finding.name, finding.detail) for finding in result.findings if not finding.ok]
-    failure = None if result.ok else BackupError("; ".join(bad) or "the check did not pass", stage="check")
+    failure = None
+    if not result.ok:
+        bad = ["%s: %s" % (each.name, each.detail) for each in result.findings if each.ok is False and each.needed]
+        kind = StorageError if result.exit_code == StorageError.exit_code else BackupError
+        failure = kind("; ".join(bad) or "the check did not pass", stage="check")
     fields = {**asdict(result), "correlation_id": log.correlation_id}
-    return Outcome(fields, tables.finding_table(result.findings), failure)
+    return Outcome(fields, "\n".join([tables.finding_table(result.findings), *result.conclusions]), failure)
 
 
 def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:

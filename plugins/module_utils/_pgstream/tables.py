@@ -57,7 +57,8 @@ def prune_table(result: PruneResult, dry_run: bool) -> str:
 
 
 def finding_table(findings: Sequence[Finding]) -> str:
-    return table([["ok" if one.ok else "FAULT", one.name, one.detail] for one in findings])
+    marks = {True: "ok", None: "-"}
+    return table([[marks.get(one.ok, "FAULT" if one.needed else "no"), one.name, one.detail] for one in findings])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

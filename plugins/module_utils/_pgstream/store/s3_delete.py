@@ -48,7 +48,7 @@ def delete_many(store: Any, keys: Sequence[str]) -> Iterator[Deletion]:
         targets = _targets(store, keys[start : start + BATCH])
         if batches:
             try:
-                answer = store.call("delete_objects", Delete={"Objects": targets, "Quiet": False})
+                answer = store.client.call("delete_objects", Delete={"Objects": targets, "Quiet": False})
             except StorageError as error:
                 if _said(error)[0] not in _NO_BATCHES:
                     raise
@@ -87,7 +87,7 @@ def _outcomes(store: Any, targets: Sequence[Target], answer: Dict[str, Any]) -> 
 def _single(store: Any, target: Target) -> Deletion:
     key = target["Key"]
     try:
-        store.call("delete_object", **target)
+        store.client.call("delete_object", **target)
         return Deletion(key, REMOVED)
     except StorageError as error:
         status, message = _said(error)
