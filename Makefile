@@ -2,17 +2,18 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# make test     everything that CI runs: lint, then the unit and integration tests
-# make demo     a backup and a restore to look at
+# make test      everything, as CI runs it: the checks, the container tests and Molecule; STAGES='unit faults' for some of it
+# make check     what needs no Docker engine: lint, then the unit and integration tests
+# make demo      a backup and a restore to look at
 # make container the image, compose.yml and the alert rules, on a Docker engine
-# make molecule the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
-# make images   what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
-# make majors   fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
-# make lint     ruff and mypy
-# make venv     .venv from requirements.txt, made again only when that changes
-# make clean    remove what these made here
+# make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
+# make images    what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
+# make majors    fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
+# make lint      ruff, mypy and ansible-lint
+# make venv      .venv from requirements.txt, made again only when that changes
+# make clean     remove what these made here
 #
-# PYTHON=... chooses the interpreter (3.11 to 3.13); PYTEST_ARGS='-k name -x' goes to pytest.
+# PYTHON=... chooses the interpreter (3.11 to 3.13); PYTEST_ARGS='-k name -x' goes to pytest in check and container.
 # Only relative paths: the directory may have any name.
 
 SHELL := /bin/sh
@@ -20,11 +21,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?=
 PYTEST_ARGS ?=
+STAGES ?=
 SCENARIOS ?= default role faults
-SUITES = $(wildcard tests/unit tests/integration)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test lint demo images container molecule majors clean
+.PHONY: help venv test check lint collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,7 +38,7 @@ venv:
 	find_python() { \
 	    for name in "$(PYTHON)" python3.13 python3.12 python3.11 python3; do \
 	        if [ -n "$$name" ]; then \
-	            "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) or print(sys.executable))' \
+	            "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) or print(sys._base_executable))' \
 	                2>/dev/null && return; \
 	            if [ "$$name" = "$(PYTHON)" ]; then echo "make: $$name is not a Python 3.11 to 3.13" >&2; return 1; fi; \
 	        fi; \
@@ -56,34 +57,46 @@ venv:
 	$(PY) -m pip install --quiet --requirement requirements.txt; \
 	stamp "$$python" > $(VENV)/stamp
 
-lint: venv
+lint: collections
 	$(PY) -m ruff check .
-	@if [ -d plugins/module_utils/_pgstream ]; then set -x; $(PY) -m mypy plugins/module_utils/_pgstream; fi
+	$(PY) -m mypy plugins/module_utils/_pgstream
 	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
+	$(PY) -m mypy tests/everything.py
+	PATH="$$PWD/$(VENV)/bin:$$PATH" NO_COLOR=1 ANSIBLE_COLLECTIONS_PATH="$$PWD/playbooks/collections:$$PWD/.cache/collections" \
+	    $(PY) -m ansiblelint
 
 test: venv
+	$(PY) tests/everything.py $(STAGES)
+
+check: venv
 	@$(MAKE) -s lint
-	$(PY) -m pytest -q $(SUITES) $(PYTEST_ARGS)
+	$(PY) -m pytest -q tests/unit tests/integration $(PYTEST_ARGS)
 
 demo: venv
 	$(PY) tests/demo.py
 
-images: venv
-	$(PY) tests/images/ensure.py
+collections: venv
 	$(PY) tests/images/fetch_collections.py
+
+images: collections
+	$(PY) tests/images/ensure.py
 
 container: images
 	$(PY) -m pytest -q tests/container $(PYTEST_ARGS)
 
-# Each one is run, whatever became of the one before. Molecule looks for ansible-playbook and pytest on PATH, and for its
-# configuration only where there is a Git repository: so it is named.
+# Each one is run, whatever became of the one before.
 molecule: images
 	@failed=; for scenario in $(SCENARIOS); do \
-	    began=$$(date +%s); \
-	    PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m molecule -c .config/molecule/config.yml test -s $$scenario || failed="$$failed $$scenario"; \
-	    echo "molecule $$scenario: $$(($$(date +%s) - began)) s"; \
+	    $(MAKE) -s scenario SCENARIO=$$scenario || failed="$$failed $$scenario"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make: failed in Molecule:$$failed" >&2; exit 1; fi
+
+# Molecule looks for ansible-playbook and pytest on PATH, and for its configuration only where there is a Git repository: so
+# it is named.
+scenario:
+	@began=$$(date +%s); \
+	PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m molecule -c .config/molecule/config.yml test -s $(SCENARIO); status=$$?; \
+	echo "molecule $(SCENARIO): $$(($$(date +%s) - began)) s"; exit $$status
 
 majors: venv
 	$(PY) tests/images/fetch_postgres.py

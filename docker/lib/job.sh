@@ -4,13 +4,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # job.sh VERB [FLAG ...]: one scheduled run of the engine, for each database in turn: an optional random delay, the
-# runs, the exit status of each as a line. That of the first run that failed is the job's own.
+# runs, the exit status of each as a line. That of the first run that failed is the job's own. A good backup is followed
+# by a run of `prune` if there is a retention policy.
 # While it runs, a file named after its process id stands in jobs/, for whoever wants to stop it.
 set -u
 . /opt/pgbackup/bin/log.sh
 
 mark=$PGBACKUP_RUN/private/jobs/$$
-verb=$(quote "$1")
 child=''
 stopped=''
 stop() {
@@ -33,13 +33,14 @@ await() {
     child=''
 }
 
+# report VERB: of the run that ended. Its start is in `began`.
 report() {
     case $status in
         0) level=INFO ;;
         8) level=WARNING ;; # another run of this database holds the lock: nothing is lost
         *) level=ERROR ;;
     esac
-    log $level job_finished verb "$verb" database "$(quote "${POSTGRES_DB:-}")" exit_code "$status" \
+    log $level job_finished verb "$(quote "$1")" database "$(quote "${POSTGRES_DB:-}")" exit_code "$status" \
         seconds "$(($(date +%s) - began))"
     # A lock held elsewhere is worth less than any other failure.
     case $worst in 0 | 8) [ "$status" = 0 ] || worst=$status ;; esac
@@ -47,12 +48,24 @@ report() {
     case $worst in 0 | 8) ;; *) export BACKUP_JOB_FAILED=1 ;; esac
 }
 
+run() {
+    began=$(date +%s)
+    pgbackup "$@" &
+    child=$!
+    await
+    report "$1"
+}
+
+# Empty without a policy: a rule of 0 keeps nothing.
+policy="${BACKUP_KEEP_LAST:-}${BACKUP_KEEP_HOURLY:-}${BACKUP_KEEP_DAILY:-}${BACKUP_KEEP_WEEKLY:-}"
+policy=$(printf %s "$policy${BACKUP_KEEP_MONTHLY:-}${BACKUP_KEEP_YEARLY:-}${BACKUP_KEEP_WITHIN:-}" | tr -d 0)
+
 worst=0
 began=$(date +%s)
 if [ -n "${BACKUP_START_DELAY:-}" ]; then
     # Many hosts with one schedule shall not meet at one store.
     delay=$(/opt/pgbackup/bin/due.py delay "$BACKUP_START_DELAY") || delay=0
-    log INFO job_delayed verb "$verb" seconds "$delay"
+    log INFO job_delayed verb "$(quote "$1")" seconds "$delay"
     sleep "$delay" &
     child=$!
     await
@@ -63,7 +76,7 @@ child=$!
 await
 if [ -n "$stopped" ]; then status=143; fi # 128 + SIGTERM, as if the run had begun
 if [ "$status" != 0 ]; then
-    report
+    report "$1"
     exit "$status"
 fi
 
@@ -73,11 +86,9 @@ IFS='
 set -f
 for POSTGRES_DB in ${names:-""}; do # no name at all is for the engine to name among what is missing
     export POSTGRES_DB
-    began=$(date +%s)
-    pgbackup "$@" &
-    child=$!
-    await
-    report
+    run "$@"
+    [ -z "$stopped" ] || break
+    if [ "$1" = backup ] && [ "$status" = 0 ] && [ -n "$policy" ]; then run prune; fi
     [ -z "$stopped" ] || break
 done
 exit "$worst"

@@ -21,9 +21,12 @@ from ._pgstream.errors import UsageError
 from ._pgstream.model import (
     COMPRESSIONS,
     LEVELS,
+    LIST_DETAILS,
     BackupRequest,
     Filters,
+    PruneRequest,
     RestoreRequest,
+    Retention,
     Server,
     Storage,
     VerifyRequest,
@@ -75,6 +78,7 @@ STORAGE_OPTIONS: Spec = {
     },
     "encryption_mode": {"type": "str", "default": "none", "choices": ["none", "AES256", "aws:kms"]},
     "encryption_kms_key_id": {"type": "str", "no_log": False},  # a key's name
+    "stall_timeout": {"type": "str", "default": "%ds" % Storage.stall_timeout},
 }
 
 BACKUP_OPTIONS: Spec = {
@@ -112,6 +116,17 @@ RESTORE_OPTIONS: Spec = {
     "correlation_id": {"type": "str"},
 }
 
+RETENTION_OPTIONS: Spec = {
+    "keep_last": {"type": "int", "default": Retention.keep_last},
+    "keep_hourly": {"type": "int", "default": Retention.keep_hourly},
+    "keep_daily": {"type": "int", "default": Retention.keep_daily},
+    "keep_weekly": {"type": "int", "default": Retention.keep_weekly},
+    "keep_monthly": {"type": "int", "default": Retention.keep_monthly},
+    "keep_yearly": {"type": "int", "default": Retention.keep_yearly},
+    "keep_within": {"type": "str"},
+    "min_keep": {"type": "int", "default": Retention.min_keep},
+}
+
 VERIFY_OPTIONS: Spec = {
     "backup_key": {"type": "str", "required": True, "no_log": False},
     "latest_before": {"type": "str"},
@@ -129,7 +144,13 @@ VERIFY_OPTIONS: Spec = {
 INFO_OPTIONS: Spec = {
     "login_db": {"type": "str"},
     "backup_key": {"type": "str", "no_log": False},
+    "details": {"type": "int", "default": LIST_DETAILS},
     "state_dir": {"type": "path"},
+}
+
+PRUNE_OPTIONS: Spec = {
+    "login_db": {"type": "str", "required": True},
+    "correlation_id": {"type": "str"},
 }
 
 NOTIFY_OPTIONS: Spec = {
@@ -145,8 +166,9 @@ NOTIFY_OPTIONS: Spec = {
 
 BACKUP_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **BACKUP_OPTIONS, **NOTIFY_OPTIONS}
 RESTORE_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **RESTORE_OPTIONS}
+INFO_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **INFO_OPTIONS}
+PRUNE_SPEC: Spec = {**STORAGE_OPTIONS, **RETENTION_OPTIONS, **PRUNE_OPTIONS}
 VERIFY_SPEC: Spec = {**SERVER_OPTIONS, **STORAGE_OPTIONS, **VERIFY_OPTIONS, **NOTIFY_OPTIONS}
-INFO_SPEC: Spec = {**STORAGE_OPTIONS, **INFO_OPTIONS}
 
 # Parameters of libpq that are secrets: as part of a dictionary they would be shown with the task.
 SECRET_PARAMS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -315,13 +337,35 @@ def receivers(params: Params) -> notify.Receivers:
     return found
 
 
-def info_request(params: Params) -> Tuple[Storage, str, str]:
-    """Where a task looks for backups, of which database (empty: all), and which one to describe. Raises UsageError."""
+def info_request(params: Params) -> Tuple[Storage, str, str, Retention, int]:
+    """Where a task looks for backups, of which database (empty: all), which one to describe, what would keep them, and
+    how many are looked into. Raises UsageError."""
     faults = _Faults()
     storage, database, key = _storage(params, faults), _text(params, "login_db"), _text(params, "backup_key")
+    policy, details = _retention(params, faults), faults.count(params, "details")
     faults.add_if(key == "latest" and not database, "backup_key: `latest` needs login_db to say of which database")
     faults.raise_any()
-    return storage, database, key
+    return storage, database, key, policy, details
+
+
+def prune_request(params: Params) -> PruneRequest:
+    """The pruning a task asks for. Raises UsageError with every fault in its options."""
+    faults = _Faults()
+    request = PruneRequest(
+        storage=_storage(params, faults),
+        database=_text(params, "login_db"),
+        retention=_retention(params, faults),
+        correlation_id=_text(params, "correlation_id"),
+    )
+    faults.add_if(not request.database, "login_db: the database whose backups to prune is not named")
+    faults.raise_any()
+    return request
+
+
+def _retention(params: Params, faults: _Faults) -> Retention:
+    counts = {option: faults.count(params, option) for option in RETENTION_OPTIONS if option != "keep_within"}
+    faults.add_if(params["min_keep"] == 0, "min_keep: the newest good backup is never removed: give 1 or more")
+    return Retention(**counts, keep_within=faults.seconds(params, "keep_within"))
 
 
 def _server(params: Params, faults: _Faults) -> Server:
@@ -360,6 +404,7 @@ def _storage(params: Params, faults: _Faults) -> Storage:
     encryption_mode = "" if params["encryption_mode"] == "none" else params["encryption_mode"]
     endpoint_url = _text(params, "endpoint_url")
     kms_key = _text(params, "encryption_kms_key_id")
+    stall_timeout = faults.seconds(params, "stall_timeout") or Storage.stall_timeout
     faults.add_if(bool(bucket) == bool(directory), "bucket and directory: give exactly one of them")
     faults.add_if("/" in bucket, "bucket: give the name alone, its path goes into prefix")
     rooted = os.path.isabs(directory) and directory.strip("/")
@@ -388,6 +433,7 @@ def _storage(params: Params, faults: _Faults) -> Storage:
         checksums=params["checksums"],
         encryption_mode=encryption_mode,
         encryption_kms_key_id=kms_key,
+        stall_timeout=stall_timeout,
     )
 
 

@@ -17,7 +17,7 @@ from ansible.module_utils.common.parameters import remove_values
 from ._args import receivers
 from ._pgstream.errors import BackupError
 from ._pgstream.events import Log
-from ._pgstream.model import BackupInfo, BackupResult, Index, RestoreResult, Storage
+from ._pgstream.model import BackupInfo, BackupResult, Index, PruneResult, RestoreResult, Storage
 from ._pgstream.notify import Notifier
 
 Answer = Dict[str, Any]
@@ -123,6 +123,13 @@ def restore_answer(result: RestoreResult) -> Answer:
         after["old_database"] = result.old_database
     before = {"database": result.database if result.strategy != "create" else None}
     return _with_diff(asdict(result), result.database, before, after if result.changed else before)
+
+
+def prune_answer(result: PruneResult) -> Answer:
+    """The difference is in the keys, newest first."""
+    after = [one.key for one in result.kept]
+    before = sorted(after + [one.key for one in result.removed], reverse=True)
+    return _with_diff(asdict(result), result.database, {"backups": before}, {"backups": sorted(after, reverse=True)})
 
 
 def info_answer(backups: List[BackupInfo], key: str = "", url: str = "", index: Optional[Index] = None) -> Answer:

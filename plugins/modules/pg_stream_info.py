@@ -11,11 +11,12 @@ version_added: 0.1.0
 author: the pgstream.backup authors (@pgstream)
 short_description: List backups of PostgreSQL databases in object storage
 description:
-  - Lists the backups in an S3 bucket or a directory, newest first.
+  - Lists the backups in an S3 bucket or a directory, newest first. With a retention policy, says what would keep them.
   - With O(backup_key), also reads what one backup says of itself, by two small requests however large the backup is.
   - Needs no connection to a PostgreSQL server.
 extends_documentation_fragment:
   - pgstream.backup.attributes
+  - pgstream.backup.retention
   - pgstream.backup.storage
 attributes:
   action_group:
@@ -43,12 +44,19 @@ options:
       - Key of a backup to describe, with or without O(prefix), or V(latest) for the newest one of O(login_db).
       - It must be one that this collection wrote. The others have no index.
     type: str
+  details:
+    description:
+      - So many of the newest backups are looked into, by two small requests each, to see whether they are foreign, and
+        for their rows, ratio and duration. Of the others these are null.
+    type: int
+    default: 100
   state_dir:
     description: Directory on the target host of the run ledger, which knows when a backup was verified. It is what
       O(pgstream.backup.pg_stream_verify#module:state_dir) names, or the command's E(BACKUP_STATE_DIR).
     type: path
 seealso:
   - module: pgstream.backup.pg_stream_backup
+  - module: pgstream.backup.pg_stream_prune
   - module: pgstream.backup.pg_stream_restore
 """
 
@@ -108,12 +116,39 @@ backups:
       type: str
       sample: gzip
     foreign:
-      description: Whether another tool wrote it. Such a backup has no index, and is restored as one serial stream.
+      description: Whether another tool wrote it. Such a backup has no index, and is restored as one serial stream. Null
+        where it was not looked into, see O(details).
       type: bool
       sample: false
     etag:
       description: Entity tag the store gave the object.
       type: str
+    age:
+      description: Seconds since the backup was begun.
+      type: int
+      sample: 14400
+    raw_bytes:
+      description: Size of the SQL script before compression. Null where it is not known.
+      type: int
+      sample: 1843200000
+    ratio:
+      description: RV(backups[].raw_bytes) for each byte stored. Null where it is not known.
+      type: float
+      sample: 4.46
+    rows:
+      description: Number of rows in the backup. Null where it is not known.
+      type: int
+      sample: 9120034
+    seconds:
+      description: How long the backup took. Null where it is not known.
+      type: float
+      sample: 12.331
+    why:
+      description: With a retention policy, what keeps the backup; empty for one that pruning would remove, null for
+        what pruning leaves alone. Null without a policy.
+      type: list
+      elements: str
+      sample: [last 1, daily 2026-01-31]
     verified_at:
       description: When it was last verified and no fault was found. RFC 3339, UTC. Empty if that is not known from
         O(state_dir).
@@ -298,24 +333,17 @@ correlation_id:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgstream.backup.plugins.module_utils._args import INFO_SPEC, info_request
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import (
-    describe,
-    find,
-    latest,
-    list_backups,
-)
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import describe, find, latest
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.listing import known_runs, list_backups
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.store import open_store
 from ansible_collections.pgstream.backup.plugins.module_utils._run import info_answer, require, run_module
 
 
 def work(module, log):
-    storage, database, key = info_request(module.params)
+    storage, database, key, policy, details = info_request(module.params)
     require(module, storage, postgres=False)
-    backups = list_backups(storage, database)
-    if module.params["state_dir"]:
-        from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.verified import with_verifications
-
-        backups = with_verifications(backups, module.params["state_dir"], log)
+    runs = known_runs(module.params["state_dir"] or "", log)
+    backups = list_backups(storage, database, details, policy, runs)
     if not key:
         return info_answer(backups)
     store = open_store(storage)

@@ -5,6 +5,7 @@
 
 engine    a Docker engine, its plugins and the images of tests/images/recipes.py: made available or the tests fail
 image     the image pgbackup, built by the blueprint's line as it is written
+tools     the tags of the images that tests run by themselves
 stack     compose.yml as a project of its own, with secrets and ports of its own; fresh for each test, gone after it
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator
+from typing import Dict, Iterator
 
 import pytest
 
@@ -23,7 +24,7 @@ from .stack import REPOSITORY, Stack
 @pytest.fixture(scope="session")
 def engine() -> None:
     done = subprocess.run([sys.executable, str(REPOSITORY / "tests" / "images" / "ensure.py"), "plugins", "base",
-                           "postgres-15", "minio"], stderr=subprocess.PIPE, check=False)
+                           "postgres-15", "minio", "prometheus", "actionlint"], stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -33,6 +34,14 @@ def image(engine: None) -> str:
                           stderr=subprocess.STDOUT, check=False)
     assert done.returncode == 0, done.stdout.decode()[-4000:]
     return "pgbackup"
+
+
+@pytest.fixture(scope="session")
+def tools(engine: None) -> Dict[str, str]:
+    """The tags of all images of tests/images, by name."""
+    done = subprocess.run([sys.executable, str(REPOSITORY / "tests" / "images" / "ensure.py"), "--list"],
+                          stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    return dict(line.split() for line in done.stdout.splitlines())
 
 
 @pytest.fixture

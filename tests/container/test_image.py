@@ -96,3 +96,11 @@ def test_a_build_secret_leaves_nothing_behind(image: str, tmp_path: Path) -> Non
 def test_nothing_of_the_host_is_in_the_build_context() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in ignored and "docker/demo-secrets" in ignored
+
+
+def test_any_text_becomes_a_line_of_json(image: str) -> None:
+    texts = '"" "a\\"b\\\\c" "two\nlines"'
+    script = '. /opt/pgbackup/bin/log.sh; for one in %s; do log INFO said text "$(quote "$one")"; done' % texts
+    done = subprocess.run(["docker", "run", "--rm", "pgbackup", "sh", "-c", script], capture_output=True, text=True,
+                          check=True)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["", 'a"b\\c', "two lines"]

@@ -4,7 +4,7 @@
 
 """monitoring/: the rules do what their tests say, and rules and dashboard name only metrics that the exporter has.
 
-Needs promtool (Debian's package prometheus), on PATH or named by PROMTOOL.
+promtool is that of the Prometheus image.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Callable, Dict, Iterator, List, Set
 
 import pytest
 import yaml
@@ -28,11 +27,19 @@ MONITORING = Path(__file__).resolve().parents[2] / "monitoring"
 NAME = re.compile(r"\bpgbackup_[a-z_]+")
 
 
-def promtool(*argv: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-    program = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not program:
-        pytest.fail("promtool is missing: apt-get install prometheus, or name it with PROMTOOL", pytrace=False)
-    return subprocess.run([program, *argv], input=given, capture_output=True, text=True, cwd=MONITORING, timeout=300)
+Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def promtool(tools: Dict[str, str]) -> Promtool:
+    """Runs it in a directory with an input: promtool(arguments, given=..., place=...)."""
+
+    def run(*argv: str, given: str = "", place: Path = MONITORING) -> "subprocess.CompletedProcess[str]":
+        docker = ["docker", "run", "--rm", "--interactive", "--network=none", "--user=%d" % os.getuid()]
+        docker += ["--volume=%s:/rules:ro" % place, "--workdir=/rules", "--entrypoint=promtool", tools["prometheus"]]
+        return subprocess.run([*docker, *argv], input=given, capture_output=True, text=True, timeout=300)
+
+    return run
 
 
 class _Everything:
@@ -74,12 +81,12 @@ def expressions() -> List[str]:
     return [rule["expr"] for rule in rules()] + dashboard_expressions()
 
 
-def test_prometheus_finds_no_fault_in_the_metrics() -> None:
+def test_prometheus_finds_no_fault_in_the_metrics(promtool: Promtool) -> None:
     done = promtool("check", "metrics", given=exposition())
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_rules_do_what_their_tests_say() -> None:
+def test_the_rules_do_what_their_tests_say(promtool: Promtool) -> None:
     for argv in (("check", "rules", "alerts.yml"), ("test", "rules", "tests.yml")):
         done = promtool(*argv)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -124,7 +131,7 @@ def test_what_the_exporter_has_is_used_or_left_out_on_purpose() -> None:
     assert set(exported()) - used == {"pgbackup_" + name for name in spare}
 
 
-def test_prometheus_can_read_the_dashboards_expressions(tmp_path: Path) -> None:
+def test_prometheus_can_read_the_dashboards_expressions(promtool: Promtool, tmp_path: Path) -> None:
     text = {"$__interval": "5m", "$job": ".*", "$database": ".*"}
     recorded = []
     for number, expression in enumerate(dashboard_expressions()):
@@ -135,7 +142,7 @@ def test_prometheus_can_read_the_dashboards_expressions(tmp_path: Path) -> None:
         assert "$" not in expression
         recorded.append({"record": "dashboard:%d" % number, "expr": expression})
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
-    done = promtool("check", "rules", str(tmp_path / "rules.yml"))
+    done = promtool("check", "rules", "rules.yml", place=tmp_path)
     assert done.returncode == 0 and "%d rules found" % len(recorded) in done.stdout, done.stdout + done.stderr
 
 

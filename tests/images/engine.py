@@ -4,8 +4,8 @@
 """The Docker engine: found, or started where this may be done; asked by the `docker` command only.
 
 It may be started by root where none answers and neither DOCKER_HOST nor a context points elsewhere. Then docker.io,
-iptables and debootstrap are installed by apt where they lack. A started engine keeps its data in the default place and
-runs on: stopping it is left to whoever wants that.
+iptables and debootstrap are installed by apt where they lack. A started engine keeps its data in the default place, and
+runs on until whoever asked for it stops it.
 """
 
 from __future__ import annotations
@@ -72,12 +72,17 @@ def registry_answers() -> bool:
     return True
 
 
-def ensure_engine() -> str:
-    """Whether one ran already or was started. Missing where neither is possible."""
-    if shutil.which("docker") and try_docker("version", timeout=PROBE_TIMEOUT):
-        return "runs"
-    if os.environ.get("DOCKER_HOST"):
-        raise Missing("no Docker engine answers at DOCKER_HOST: start it")
+def ensure_engine() -> Optional["subprocess.Popen[bytes]"]:
+    """The dockerd that had to be started; None where an engine runs, or the system's init has started it.
+
+    Missing where none runs and none may be started.
+    """
+    if shutil.which("docker"):
+        if try_docker("version", timeout=PROBE_TIMEOUT):
+            return None
+        context = docker("context", "inspect", "--format", "{{.Name}}").strip()
+        if os.environ.get("DOCKER_HOST") or context != "default":
+            raise Missing("no Docker engine answers at %s: start it" % (os.environ.get("DOCKER_HOST") or context))
     if os.geteuid() != 0:
         raise Missing("no Docker engine answers: install docker.io (or docker-ce), start it, and join the group docker")
     lacking = [package for program, package in (("dockerd", "docker.io"), ("iptables", "iptables"),
@@ -91,16 +96,15 @@ def ensure_engine() -> str:
             env={"DEBIAN_FRONTEND": "noninteractive"})
     if Path("/run/systemd/system").is_dir():
         run(["systemctl", "start", "docker"])
-    elif not try_docker("version", timeout=PROBE_TIMEOUT):
-        _start_dockerd()
-    return "started"
+        return None
+    return _start_dockerd()
 
 
 def which(program: str) -> Optional[str]:
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def _start_dockerd() -> None:
+def _start_dockerd() -> "subprocess.Popen[bytes]":
     dockerd = which("dockerd")
     assert dockerd
     with open(LOG, "ab") as log:
@@ -108,8 +112,10 @@ def _start_dockerd() -> None:
     until = time.monotonic() + START_TIMEOUT
     while not try_docker("version", timeout=PROBE_TIMEOUT):
         if process.poll() is not None or time.monotonic() > until:
+            process.terminate()
             raise Missing("dockerd did not start; its last words are in %s" % LOG)
         time.sleep(0.2)
+    return process
 
 
 def missing_plugins() -> List[str]:

@@ -90,7 +90,7 @@ def main(argv: List[str]) -> int:
         return 0
     try:
         began = time.monotonic()
-        report("engine: " + engine.ensure_engine(), began)
+        report("engine: " + ("started" if engine.ensure_engine() else "runs"), began)
         ensurer = Ensurer(None if options.pull else False)
         names = options.names or ["plugins"] + [name for name, one in recipes.RECIPES.items() if one.wanted]
         for name in names:

@@ -65,5 +65,7 @@ RECIPES: Dict[str, Recipe] = {
                           variable="POSTGRES_17_IMAGE"),
     "minio": Recipe("minio/minio:RELEASE.2025-09-07T16-13-09Z", base="base-trixie", directory="minio",
                     arguments={"MINIO_VERSION": "v0.0.0-20260212201848-7aac2a2c5b7c"}, variable="MINIO_IMAGE"),
+    "actionlint": Recipe("rhysd/actionlint:1.7.7", base="base-trixie", directory="actionlint",
+                         arguments={"ACTIONLINT_VERSION": "v1.7.7"}),
     "prometheus": Recipe("prom/prometheus:v2.53.5", base="base", directory="prometheus", variable="PROMETHEUS_IMAGE"),
 }

@@ -21,6 +21,7 @@ import pytest
 import zstandard
 from _pgstream import archive, framing
 from _pgstream.errors import BackupError, IntegrityError
+from _pgstream.index import MAX_INDEX, index_text, parse_index
 from _pgstream.model import COMPRESSIONS, FORMAT_VERSION, Block, DatabaseInfo, Index, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,7 +175,7 @@ def test_each_block_alone_is_its_sql(stored: Stored) -> None:
 
 def test_the_whole_is_the_blocks_one_after_the_other(stored: Stored) -> None:
     text = b"\n".join(line for line in stored.raw().split(b"\n") if not line.startswith(b"-- pgstream "))
-    index_lines = archive.index_text(stored.index).split(b"\n", 1)[1]
+    index_lines = index_text(stored.index).split(b"\n", 1)[1]
     assert text == all_sql(stored.data) + index_lines
 
 
@@ -342,7 +343,7 @@ def with_index(compression: str, text: bytes, claimed: Optional[int] = None) -> 
 
 
 def lines_of(index: Index) -> List[Dict[str, Any]]:
-    return [json.loads(line[3:]) for line in archive.index_text(index).decode().splitlines()[1:]]
+    return [json.loads(line[3:]) for line in index_text(index).decode().splitlines()[1:]]
 
 
 def text_of(lines: List[Any]) -> bytes:
@@ -481,12 +482,12 @@ def test_sums_too_long_to_print() -> None:
 
 def test_an_index_that_unpacks_to_more_than_it_says() -> None:
     for compression in COMPRESSIONS:
-        text = archive.index_text(SAMPLES[compression].index)
+        text = index_text(SAMPLES[compression].index)
         for claimed in (0, 1, len(text) - 1, len(text) + 1):
             with pytest.raises(IntegrityError):
                 read_index(with_index(compression, text, claimed))
         with pytest.raises(IntegrityError, match="too large"):
-            read_index(with_index(compression, text, archive.MAX_INDEX + 1))
+            read_index(with_index(compression, text, MAX_INDEX + 1))
 
 
 def test_a_footer_that_points_to_a_block() -> None:
@@ -520,6 +521,6 @@ def test_runs(lengths: List[Tuple[int, bool]], limit: int) -> None:
 
 
 def test_the_index_holds_only_ascii_comments() -> None:
-    text = archive.index_text(SAMPLES["gzip"].index)
+    text = index_text(SAMPLES["gzip"].index)
     assert text.isascii() and all(line.startswith(b"-- ") for line in text.splitlines())
-    assert archive.parse_index(text) == SAMPLES["gzip"].index
+    assert parse_index([text]) == SAMPLES["gzip"].index

@@ -32,6 +32,10 @@ def info(**given):
     return _args.info_request(validated(_args.INFO_SPEC, {**S3, **given}))
 
 
+def prune(**given):
+    return _args.prune_request(validated(_args.PRUNE_SPEC, {"login_db": "shop", **S3, **given}))
+
+
 def validated(spec, given):
     result = ArgumentSpecValidator(spec).validate(given)
     assert not result.error_messages
@@ -68,7 +72,8 @@ def test_defaults_are_those_of_the_engine():
     server = model.Server(ssl_mode="prefer")
     assert backup() == model.BackupRequest(server=server, database="shop", storage=model.Storage(bucket="b"))
     assert restore() == model.RestoreRequest(server=server, storage=model.Storage(bucket="b"), key="k.sql.gz")
-    assert info() == (model.Storage(bucket="b"), "", "")
+    assert info() == (model.Storage(bucket="b"), "", "", model.Retention(), model.LIST_DETAILS)
+    assert prune() == model.PruneRequest(storage=model.Storage(bucket="b"), database="shop")
 
 
 def test_every_option_arrives():
@@ -96,6 +101,7 @@ def test_every_option_arrives():
         checksums="when_supported",
         encryption_mode="aws:kms",
         encryption_kms_key_id="kms",
+        stall_timeout="5m",
         backup_key="k.sql.zst",
         overwrite="always",
         fresh_within="6h",
@@ -139,6 +145,7 @@ def test_every_option_arrives():
             checksums="when_supported",
             encryption_mode="aws:kms",
             encryption_kms_key_id="kms",
+            stall_timeout=300,
         ),
         key="k.sql.zst",
         overwrite="always",
@@ -296,8 +303,36 @@ def test_whom_a_task_tells():
     assert "hc.example" not in str(caught.value)
 
 
+POLICY = dict(
+    keep_last=1, keep_hourly=2, keep_daily=3, keep_weekly=4, keep_monthly=5, keep_yearly=6, keep_within="7d", min_keep=8
+)
+
+
+def test_the_retention_policy_arrives():
+    policy = model.Retention(1, 2, 3, 4, 5, 6, 7 * 86400, 8)
+    assert prune(correlation_id="c", prefix="p", **POLICY) == model.PruneRequest(
+        storage=model.Storage(bucket="b", prefix="p"), database="shop", retention=policy, correlation_id="c"
+    )
+    assert info(details=5, **POLICY)[3:] == (policy, 5)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"login_db": ""}, "login_db: the database whose backups to prune is not named"),
+        ({"keep_daily": -1}, "keep_daily: -1 is less than 0"),
+        ({"keep_within": "a week"}, "keep_within: 'a week' is not a duration"),
+        ({"min_keep": 0}, "min_keep: the newest good backup is never removed"),
+        ({"bucket": None}, "bucket and directory"),
+    ],
+)
+def test_prune_fault_names_its_option(given, sentence):
+    with pytest.raises(errors.UsageError, match=sentence):
+        prune(**{"keep_last": 1, **given})
+
+
 def test_latest_to_describe_needs_a_database():
-    assert info(backup_key="latest", login_db="shop")[1:] == ("shop", "latest")
+    assert info(backup_key="latest", login_db="shop")[1:3] == ("shop", "latest")
     with pytest.raises(errors.UsageError, match="`latest` needs login_db"):
         info(backup_key="latest")
 
@@ -404,6 +439,19 @@ def test_difference_of_a_backup():
     unchanged = model.BackupResult(False, "shop", "k", "s3://b/k", "abc")
     diff = _run.backup_answer(unchanged)["diff"]
     assert diff["before"] == diff["after"] == {"key": "k"}
+
+
+def test_difference_of_a_pruning():
+    stays = (model.KeptBackup("b3", 5, "t", ("last 1",)), model.KeptBackup("b1", 5, "t", ("locked",)))
+    result = model.PruneResult(True, "shop", "c", stays, (model.RemovedBackup("b2", 7, "t"),), 7)
+    answer = _run.prune_answer(result)
+    assert answer["diff"] == {
+        "before_header": "shop",
+        "after_header": "shop",
+        "before": {"backups": ["b3", "b2", "b1"]},
+        "after": {"backups": ["b3", "b1"]},
+    }
+    assert (answer["changed"], answer["freed_bytes"], answer["kept"][1]["why"]) == (True, 7, ("locked",))
 
 
 def test_difference_of_a_restore():

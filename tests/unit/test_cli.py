@@ -16,20 +16,24 @@ import signal
 import subprocess
 import sys
 import types
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors
+from _pgstream import cli, errors, listing, tables
 from _pgstream.model import (
     BackupInfo,
     BackupResult,
     CheckResult,
     Filters,
     Finding,
+    KeptBackup,
+    PruneResult,
+    RemovedBackup,
     RestoreResult,
+    Retention,
     Server,
     Storage,
     TableResult,
@@ -52,6 +56,7 @@ INFO = BackupInfo(
     modified_at="2026-01-31T02:00:05Z",
     database="shop",
     time="2026-01-31T02:00:00Z",
+    foreign=False,
 )
 FOREIGN = BackupInfo(key="old\x1b[2J.sql.gz", url="", size=5, modified_at="2026-01-30T02:00:00Z", foreign=True)
 
@@ -67,7 +72,8 @@ class Fake:
         verbs: Dict[str, Dict[str, Any]] = {
             "backup": {"back_up": self._backup("back_up"), "predict_backup": self._backup("predict_backup")},
             "restore": {"restore": self._restore("restore"), "predict_restore": self._restore("predict_restore")},
-            "catalog": {"list_backups": self._list},
+            "listing": {"list_backups": self._list, "known_runs": listing.known_runs},
+            "prune": {"prune": self._prune("prune"), "predict_prune": self._prune("predict_prune")},
             "check": {"check": self._check},
             "verify": {"verify": self._verify},
         }
@@ -101,8 +107,17 @@ class Fake:
         self.logs.append(log.database)
         return VerifyResult(True, request.level, "shop", request.key, "", request.correlation_id)
 
-    def _list(self, storage: Storage, database: str = "") -> List[BackupInfo]:
-        self.calls.append(("list", (storage, database)))
+    def _prune(self, name: str) -> Callable[..., PruneResult]:
+        def verb(request: Any, log: Any) -> PruneResult:
+            self.calls.append((name, request))
+            stays = (KeptBackup(INFO.key, 1000, INFO.time, ("last 1", "daily 2026-01-31")),)
+            gone = (RemovedBackup("shop_2026-01-30T02:00:00Z.sql.gz", 2000, "2026-01-30T02:00:00Z"),)
+            return PruneResult(True, "shop", log.correlation_id, stays, gone, 2000, message="1 backups removed, 1 kept")
+
+        return verb
+
+    def _list(self, storage: Storage, database: str, details: int, policy: Any, runs: Any) -> List[BackupInfo]:
+        self.calls.append(("list", (storage, database, details, policy, len(runs))))
         self.act()
         return [INFO, FOREIGN]
 
@@ -236,7 +251,7 @@ def test_dry_run_predicts(fake: Fake, run: Run, argv: List[str], verb: str) -> N
 def test_list_and_check_arguments(fake: Fake, run: Run) -> None:
     assert run("list", "--store", "file:///b", environ={})[0] == 0
     run("check")
-    assert fake.calls[0] == ("list", (Storage(kind="local", directory="/b"), ""))
+    assert fake.calls[0] == ("list", (Storage(kind="local", directory="/b"), "", 100, Retention(), 0))
     name, (server, storage, database) = fake.calls[1]
     assert (name, server.host, storage.bucket, database) == ("check", "db", "backups", "shop")
 
@@ -267,47 +282,106 @@ def test_list_result(fake: Fake, run: Run) -> None:
 def test_list_table_on_a_terminal(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(cli, "utc_now", lambda: datetime(2026, 2, 3, 6, 30, tzinfo=timezone.utc))
     assert cli.main(["list"], ENVIRON) == 0
-    head, first, second = out.getvalue().splitlines()
-    assert head.split() == ["AGE", "SIZE", "VERIFIED", "DATABASE", "KEY"]
-    assert first.split("  ")[0] == "3d 4h" and "12.3 MB" in first and " shop " in first and first.endswith(INFO.key)
-    assert second.startswith("4d 4h") and second.endswith("old\\x1b[2J.sql.gz  (foreign)")
-    assert head.index("KEY") == first.index(INFO.key)
+    assert out.getvalue() == tables.backup_table([INFO, FOREIGN]) + "\n" and INFO.key in out.getvalue()
     out.seek(0)
     out.truncate()
-    assert cli.main(["list", "--json"], ENVIRON) == 0
-    assert json.loads(out.getvalue())["operation"] == "list"
+    assert cli.main(["list", "--json", "--table"], ENVIRON) == 0
+    shown = out.getvalue().splitlines()
+    assert json.loads(shown[-1])["operation"] == "list" and shown[0].startswith("AGE")
+
+
+def test_a_table_without_a_terminal_comes_before_the_result(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--table"], ENVIRON) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert shown == tables.backup_table([INFO, FOREIGN]).splitlines()
+    assert json.loads(last)["event"] == "result"
 
 
 def test_empty_list_on_a_terminal_says_where_it_looked(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys.modules["_pgstream.catalog"], "list_backups", lambda storage: [])
+    monkeypatch.setattr(sys.modules["_pgstream.listing"], "list_backups", lambda *_arguments: [])
     assert cli.main(["list", "--prefix", "p"], ENVIRON) == 0
     assert out.getvalue() == "No backups in s3://backups/p\n"
 
 
-@pytest.mark.parametrize(
-    "seconds, text", [(5, "5s"), (65, "1m 5s"), (3 * 3600 + 120, "3h 2m"), (90000, "1d 1h"), (-9, "0s")]
-)
-def test_age(seconds: int, text: str) -> None:
-    now = datetime.fromtimestamp(1769824800 + seconds, timezone.utc)  # 2026-01-31T02:00:00Z
-    assert cli._age("2026-01-31T02:00:00.250Z", now) == text
-    assert cli._age("", now) == "?"
+def test_list_takes_the_policy_and_what_the_ledger_knows(fake: Fake, run: Run, tmp_path: Path) -> None:
+    run("list", "--details", "7", "--keep-daily", "3", BACKUP_KEEP_LAST="2")
+    run("list", BACKUP_STATE_DIR=str(tmp_path))
+    _status, out, err = run("list", BACKUP_STATE_DIR=str(tmp_path / "absent"))
+    assert [call[1][2:] for call in fake.calls] == [
+        (7, Retention(keep_last=2, keep_daily=3), 0),
+        (100, Retention(), 0),
+        (100, Retention(), 0),
+    ]
+    assert [line["event"] for line in err] == ["ledger_unavailable"] and out[-1]["backups"]  # a list all the same
+
+
+# Pruning
+
+
+def test_prune_flags_and_variables(fake: Fake, run: Run) -> None:
+    argv = "--keep-last 1 --keep-hourly 2 --keep-daily 3 --keep-weekly 4 --keep-monthly 5 --keep-yearly 6"
+    argv += " --keep-within 7d --min-keep 8 --prefix p"
+    variables = {"BACKUP_KEEP_" + name: "9" for name in ("LAST", "HOURLY", "DAILY", "WEEKLY", "MONTHLY", "YEARLY")}
+    assert run("prune", *argv.split(), BACKUP_STATE_DIR="/nowhere", **variables)[0] == 0
+    assert run("prune", "--dry-run", BACKUP_KEEP_WITHIN="36h", BACKUP_MIN_KEEP="2", **variables)[0] == 0
+    (first, request), (second, other) = fake.calls
+    assert (first, second) == ("prune", "predict_prune")
+    assert request.retention == Retention(1, 2, 3, 4, 5, 6, 7 * 86400, 8)
+    assert (request.database, request.storage.prefix, request.state_dir) == ("shop", "p", "/nowhere")
+    assert other.retention == Retention(9, 9, 9, 9, 9, 9, 36 * 3600, 2) and other.state_dir == ""
+
+
+def test_prune_needs_no_server_and_names_every_fault(fake: Fake, run: Run) -> None:
+    environ = {"RCLONE_S3_BUCKET": "backups", "POSTGRES_DB": "shop"}
+    assert run("prune", "--keep-last", "1", environ=environ)[0] == 0
+    faulty = {"BACKUP_KEEP_DAILY": "-1", "BACKUP_MIN_KEEP": "0", "BACKUP_KEEP_WITHIN": "7"}
+    status, _out, (line,) = run("prune", "--keep-last", "many", environ=faulty)
+    assert status == 2
+    for name in ("POSTGRES_DB", "RCLONE_S3_BUCKET", "--keep-last", *faulty):
+        assert name in line["message"], name
+
+
+def test_prune_result_and_table(fake: Fake, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _status, out, _err = run("prune", "--keep-last", "1")
+    assert (out[-1]["operation"], out[-1]["dry_run"], out[-1]["freed_bytes"]) == ("prune", False, 2000)
+    assert out[-1]["kept"] == [
+        {"key": INFO.key, "size": 1000, "time": INFO.time, "why": ["last 1", "daily 2026-01-31"]}
+    ]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["prune", "--keep-last", "1", "--dry-run"], ENVIRON) == 0
+    _head, first, second, sentence = terminal.getvalue().splitlines()
+    assert first.split("  ") == ["1 kB", INFO.key, "last 1, daily 2026-01-31"]
+    assert second.endswith("2026-01-30T02:00:00Z.sql.gz  would be removed")
+    assert sentence == "1 backups removed, 1 kept, 2 kB freed"
 
 
 def test_check_failure_prints_findings_and_exits_1(fake: Fake, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("check")[0] == 0
-    fake.check_result = CheckResult(False, (Finding("server", True, "15"), Finding("bucket", False, "no such bucket")))
+    findings = (
+        Finding("server", True, "15"), Finding("bucket", False, "no such bucket"),
+        Finding("listing", False, "denied", needed=False, follows="latest"), Finding("reading", None, "not tried"),
+    )  # fmt: skip
+    fake.check_result = CheckResult(False, findings, ("a backup would fail: bucket",), exit_code=1)
     status, out, err = run("check")
     assert status == 1
     assert out[-1]["operation"] == "check" and out[-1]["ok"] is False and out[-1]["correlation_id"]
-    assert "bucket: no such bucket" in err[-1]["message"] and "server" not in err[-1]["message"]
+    assert err[-1]["message"] == "Failed during check: bucket: no such bucket"  # what a backup needs, and no more
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     cli.main(["check"], ENVIRON)
-    assert terminal.getvalue().splitlines() == ["ok     server  15", "FAULT  bucket  no such bucket"]
+    assert terminal.getvalue().splitlines() == [
+        "ok     server   15",
+        "FAULT  bucket   no such bucket",
+        "no     listing  denied",
+        "-      reading  not tried",
+        "a backup would fail: bucket",
+    ]
+    fake.check_result = CheckResult(False, findings[1:], exit_code=4)
+    assert run("check")[0] == 4
 
 
 # Errors

@@ -21,13 +21,11 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors, ledger
+from _pgstream import cli, errors, health, ledger, listing
 from _pgstream.ledger import DIED, FAILURE, RUNNING, SUCCESS, Ledger, LedgerError, Totals
-from _pgstream.model import BackupInfo, BackupResult, RestoreResult
-from _pgstream.verified import verified, with_verifications
+from _pgstream.model import BackupResult, PruneResult, RestoreResult
 
 from tests.support.ledger_runs import NOW, run, view
-from tests.support.runs import KeptLog
 
 
 @pytest.fixture
@@ -190,8 +188,9 @@ def test_the_last_verification_of_each_level_is_kept(book: Ledger, monkeypatch: 
 
 def test_what_is_known_of_a_backups_verifications() -> None:
     def level(*runs: Any) -> str:
-        found = verified(view(*[run(status, operation=operation, level=level, started=NOW + number, **more)
-                                for number, (operation, status, level, more) in enumerate(runs)]))  # fmt: skip
+        made = [run(status, operation=operation, level=level, started=NOW + number, **more)
+                for number, (operation, status, level, more) in enumerate(runs)]  # fmt: skip
+        found = listing._verified(view(*made).runs)
         return found["a.sql.gz"].level if "a.sql.gz" in found else ""
 
     good = ("verify", SUCCESS, "restore", {})
@@ -201,17 +200,6 @@ def test_what_is_known_of_a_backups_verifications() -> None:
     assert level(good, ("verify", FAILURE, "content", {"key": "a.sql.gz", "exit_code": 4})) == "restore"
     assert level(good, ("verify", FAILURE, "content", {"key": "b.sql.gz", "exit_code": 6})) == "restore"
     assert level(("restore", SUCCESS, "", {})) == ""
-
-
-def test_a_listing_without_a_ledger_is_a_warning(tmp_path: Path) -> None:
-    info, log = BackupInfo("a.sql.gz", "", 1, ""), KeptLog()
-    book = Ledger(str(tmp_path))
-    book.finish(run(operation="verify", level="content"))
-    (seen,) = with_verifications([info], str(tmp_path), log)
-    assert (seen.verified_at, seen.verified_level) == ("2026-01-31T01:01:00Z", "content")
-    assert with_verifications([info], "", log) == [info] and log.lines == []
-    assert with_verifications([info], str(tmp_path / "none"), log) == [info]
-    assert log.events() == ["ledger_unavailable"]
 
 
 def test_a_ledger_that_is_busy_for_too_long_gives_up(book: Ledger, tmp_path: Path) -> None:
@@ -356,7 +344,8 @@ class Command:
         for name, functions in {
             "backup": {"back_up": self._backup, "predict_backup": self._backup},
             "restore": {"restore": self._restore, "predict_restore": self._restore},
-            "catalog": {"list_backups": lambda _storage: []},
+            "listing": {"list_backups": lambda *_arguments: []},
+            "prune": {"prune": self._prune, "predict_prune": self._prune},
         }.items():
             module = types.ModuleType("_pgstream." + name)
             module.__dict__.update(functions)
@@ -372,6 +361,10 @@ class Command:
         log.database = "learnt"
         self.act()
         return RestoreResult(True, "learnt", request.key, "", request.correlation_id, rows=7)
+
+    def _prune(self, request: Any, log: Any) -> PruneResult:
+        self.act()
+        return PruneResult(True, request.database, request.correlation_id, message="2 backups removed, 3 kept")
 
     def __call__(self, *argv: str, **more: str) -> int:
         return cli.main(list(argv), {**self.environ, **more})
@@ -409,6 +402,27 @@ def test_the_database_a_restore_learns_is_the_one_that_counts(command: Command) 
     assert list(totals) == [("restore", "learnt")]
 
 
+def test_a_pruning_is_a_run_of_its_own(command: Command) -> None:
+    """One that fails leaves the backup before it a good one."""
+    assert command("backup") == 0 and command("prune", "--keep-last", "3") == 0
+
+    def act() -> None:
+        raise errors.StorageError("the store is away")
+
+    command.act = act
+    assert command("prune", "--keep-last", "3") == 4
+    totals = command.book.view().totals
+    assert (totals["backup", "shop"].succeeded, totals["backup", "shop"].failed) == (1, 0)
+    assert (totals["prune", "shop"].succeeded, totals["prune", "shop"].failed) == (1, 1)
+    backups = [each for each in command.runs if each.operation == "backup"]
+    assert [each.status for each in backups] == [SUCCESS]
+    assert [each.message for each in command.runs if each.operation == "prune" and each.status == SUCCESS] == [
+        "2 backups removed, 3 kept"
+    ]
+    environ = {"BACKUP_STATE_DIR": command.book.directory, "POSTGRES_DB": "shop"}
+    assert health.look(environ).ok
+
+
 @pytest.mark.parametrize(
     "error, code",
     [
@@ -441,7 +455,9 @@ def test_what_is_wrong_before_it_starts_is_a_failed_run(command: Command, argv: 
     assert done.message
 
 
-@pytest.mark.parametrize("argv", [["backup", "--dry-run"], ["restore", "k", "--dry-run"], ["list"], ["fly"], []])
+@pytest.mark.parametrize(
+    "argv", [["backup", "--dry-run"], ["restore", "k", "--dry-run"], ["prune", "--dry-run"], ["list"], ["fly"], []]
+)
 def test_what_changes_nothing_is_no_run(command: Command, argv: List[str]) -> None:
     command(*argv)
     assert command.runs == ()

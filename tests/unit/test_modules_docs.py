@@ -21,7 +21,7 @@ from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import m
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("pg_stream_*.py"))
-PLAYBOOKS = ["backup", "drill", "list", "restore", "verify"]
+PLAYBOOKS = ["backup", "drill", "list", "prune", "restore", "verify"]
 FAILURE = {"stage", "hint", "exit_code", "correlation_id"}
 
 
@@ -61,7 +61,8 @@ def spec_of(name):
 
 
 def test_all_modules_are_here():
-    assert {"pg_stream_backup", "pg_stream_restore", "pg_stream_info", "pg_stream_verify"} <= set(MODULES)
+    names = {"pg_stream_backup", "pg_stream_restore", "pg_stream_info", "pg_stream_prune", "pg_stream_verify"}
+    assert names <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -123,6 +124,21 @@ def test_every_field_of_a_result_is_documented(documented, name, result):
     assert set(returned["table_rows"]["contains"]) == names_of(model.TableResult)
 
 
+def test_every_field_of_a_pruning_is_documented(documented):
+    returned = documented["pg_stream_prune"]["return"]
+    assert set(returned) == (names_of(model.PruneResult) - {"changed"}) | FAILURE
+    assert set(returned["kept"]["contains"]) == names_of(model.KeptBackup)
+    assert set(returned["removed"]["contains"]) == names_of(model.RemovedBackup)
+
+
+@pytest.mark.parametrize("name", ["list", "prune"])
+def test_playbooks_pass_the_retention_policy(name):
+    text = (ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8")
+    for option in _args.RETENTION_OPTIONS:
+        assert "pgbackup_%s" % option in text.split("\n- name:")[0], option
+        assert '%s: "{{ pgbackup_%s | default(omit) }}"' % (option, option) in text
+
+
 def test_every_field_of_a_verification_is_documented(documented):
     assert set(documented["pg_stream_verify"]["return"]) == (names_of(model.VerifyResult) - {"changed"}) | FAILURE
 
@@ -142,7 +158,7 @@ def test_playbooks_pass_every_shared_option(name):
     text = (ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8")
     (play,) = yaml.safe_load(text)
     wanted = {"pgstream": set(_args.STORAGE_OPTIONS), "postgres": set(_args.SERVER_OPTIONS) | {"jobs"}}
-    if name == "list":
+    if name in ("list", "prune"):
         del wanted["postgres"]
     given = play["module_defaults"]
     assert {group: set(given["group/pgstream.backup." + group]) for group in wanted} == wanted
@@ -153,7 +169,7 @@ def test_playbooks_pass_every_shared_option(name):
             assert "pgbackup_" + option in header
 
 
-@pytest.mark.parametrize("name", ["backup", "drill", "restore", "verify"])
+@pytest.mark.parametrize("name", ["backup", "drill", "prune", "restore", "verify"])
 def test_playbooks_pass_every_option_of_their_module(name):
     (play,) = yaml.safe_load((ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8"))
     module = "pg_stream_" + {"drill": "verify"}.get(name, name)

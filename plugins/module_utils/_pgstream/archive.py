@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import threading
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
+from collections import Counter
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from . import codec, framing
 from .errors import BackupError, IntegrityError
-from .model import FORMAT_VERSION, Block, DatabaseInfo, Index, Table
+from .index import MAX_INDEX, MAX_LINE, ORDER, index_text, most_bytes, parse_head, parse_index
+from .model import Block, Index
 
-MAX_INDEX = 256 << 20  # bytes, stored and raw: a hostile footer may not ask for more
-LARGEST = 1 << 62  # bytes or rows: more than any store holds, and within what messages can print
-_PLAIN = {"int": int, "str": str, "bool": bool}
-_ORDER = {"schema": 0, "pre": 1, "data": 2, "rest": 3, "post": 4}
-
-Made = TypeVar("Made")
+_HEAD = 160 << 10  # bytes; more than a zstd block, so that something comes out of it
+_ONCE = ("schema", "pre", "post")
 
 
 @dataclasses.dataclass
@@ -97,8 +94,11 @@ class ArchiveWriter:
     def append(self, pending: PendingBlock) -> None:
         with self._lock:
             last = self.blocks[-1].section if self.blocks else "schema"
-            if _ORDER[pending.section] < _ORDER[last]:
+            if ORDER[pending.section] < ORDER[last]:
                 raise BackupError("a %s block cannot follow a %s block" % (pending.section, last))
+            if max(pending.length, pending.raw_length) > most_bytes(pending.section):
+                size = max(pending.length, pending.raw_length)
+                raise BackupError("a %s block of %d bytes is more than a restore takes" % (pending.section, size))
             self._write(pending.pieces)
             self.blocks.append(
                 Block(
@@ -125,6 +125,11 @@ class ArchiveWriter:
     def finish(self, index: Index) -> int:
         """Append index and footer; the object's size in bytes."""
         raw = index_text(index)
+        if len(raw) > MAX_INDEX or max(map(len, raw.split(b"\n"))) > MAX_LINE:
+            raise BackupError(
+                "the index would have %d bytes, more than a restore takes" % len(raw),
+                hint="Back up fewer tables at a time, by schemas.",
+            )
         pieces = framing.encode(self._compression, "index", raw, self._level)
         stored = b"".join(pieces)
         footer = framing.footer(self._compression, self.offset, len(stored), len(raw), hashlib.sha256(stored).digest())
@@ -132,79 +137,20 @@ class ArchiveWriter:
         return self.offset + len(stored) + len(footer)
 
 
-def index_text(index: Index) -> bytes:
-    """The index as SQL comment lines, one JSON object each: the head, then the tables, then the blocks."""
-    head = dataclasses.asdict(index)
-    del head["tables"], head["blocks"]
-    lines: List[dict] = [{"index": head}]
-    lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
-    lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]
-    text = ["-- pgstream index: what this file holds, one JSON object a line"]
-    text += ["-- " + json.dumps(line, separators=(",", ":"), ensure_ascii=True) for line in lines]
-    return "\n".join(text).encode("ascii") + b"\n"
-
-
-def parse_index(raw: bytes) -> Index:
-    """The reverse of `index_text`. Raises IntegrityError for anything it would not have written."""
-    head: Optional[dict] = None
-    tables: List[Table] = []
-    blocks: List[Block] = []
-    try:
-        for line in raw.decode("ascii").splitlines()[1:]:
-            item = json.loads(line[3:])
-            if "block" in item:
-                fields = item["block"]
-                fields["tables"] = tuple((int(number), int(rows)) for number, rows in fields["tables"])
-                blocks.append(_checked(_made(Block, fields)))
-            elif "table" in item:
-                tables.append(_made(Table, item["table"]))
-            else:
-                head = item["index"]
-        if head is None:
-            raise IntegrityError("the index has no head")
-        if head["format_version"] != FORMAT_VERSION:
-            raise IntegrityError("the index has format version %s" % head["format_version"])
-        database = head.pop("database")
-        database["acl"] = tuple(tuple(entry) for entry in database["acl"])
-        database["settings"] = tuple(tuple(entry) for entry in database["settings"])
-        for entries, types in ((database["acl"], [str, str, bool]), (database["settings"], [str, str, str])):
-            if any([type(value) for value in entry] != types for entry in entries):
-                raise IntegrityError("the index has grants or settings that are not what they should be")
-        info = _made(DatabaseInfo, database)
-        return _made(Index, {**head, "database": info, "tables": tuple(tables), "blocks": tuple(blocks)})
-    except IntegrityError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise IntegrityError("the index cannot be read: %s" % error) from error
-
-
-def _made(kind: Callable[..., Made], fields: Dict[str, Any]) -> Made:
-    """A dataclass from JSON, whose plain fields have the types that they are declared with."""
-    made = kind(**fields)
-    for field in dataclasses.fields(made):  # type: ignore[arg-type]
-        wanted = _PLAIN.get(str(field.type))
-        if wanted is not None and type(getattr(made, field.name)) is not wanted:
-            raise IntegrityError("the index has a field %s that is not what it should be" % field.name)
-    return made
-
-
-def _checked(block: Block) -> Block:
-    numbers = [block.offset, block.length, block.raw_length, block.rows]
-    numbers += [rows for _table, rows in block.tables]
-    if min(numbers) < 0 or max(numbers) > LARGEST or block.section not in _ORDER:
-        raise IntegrityError("the index has a block that cannot be")
-    return block
-
-
 def validate(index: Index, footer: framing.Footer) -> Index:
     """Check that the blocks tile the object up to the index and that all numbers agree; IntegrityError otherwise."""
     if index.compression != footer.compression:
         raise IntegrityError("the index and the footer name different codecs")
+    times = Counter(block.section for block in index.blocks)
+    if any(times[section] != 1 for section in _ONCE):
+        raise IntegrityError("the index does not name one schema, one pre and one post block")
     offset, raw_bytes, section = 0, 0, "schema"
     rows: Dict[int, int] = {}
     for block in index.blocks:
-        if block.offset != offset or _ORDER[block.section] < _ORDER[section]:
+        if block.offset != offset or ORDER[block.section] < ORDER[section]:
             raise IntegrityError("the index has a gap, an overlap or blocks out of order at byte %d" % offset)
+        if block.length < framing.HEADER_LENGTHS[index.compression]:
+            raise IntegrityError("the index has a block at byte %d that is too short to be one" % offset)
         offset, section = offset + block.length, block.section
         raw_bytes += block.raw_length
         for number, count in block.tables:
@@ -236,21 +182,39 @@ def _footer(read: Callable[[int, int], bytes], size: int) -> Optional[framing.Fo
 def read_index(read: Callable[[int, int], bytes], size: int) -> Optional[Index]:
     """Read footer and index of an object of `size` bytes with two ranged reads; None for a foreign object.
 
-    `read(offset, length)` gives exactly that range.
+    `read(offset, length)` gives exactly that range. What starts as a backup of ours and has no footer is cut off or
+    damaged, not foreign: taken for a plain dump, the definitions alone would look like a whole one.
     """
     footer = _footer(read, size)
     if footer is None:
+        if framing.begins_block(read(0, min(size, framing.LONGEST_MARK)) if size else b""):
+            raise IntegrityError(
+                "the backup's end is missing or damaged: it was cut off, or changed after it was written",
+                hint="Use another backup; what there is can be looked at with gunzip and psql.",
+            )
         return None
     if footer.index_length > MAX_INDEX or footer.index_raw_length > MAX_INDEX:
         raise IntegrityError("the backup's index is too large to be one (%d bytes)" % footer.index_length)
     stored = read(footer.index_offset, footer.index_length)
     if hashlib.sha256(stored).digest() != footer.index_sha256:
         raise IntegrityError("the backup's index does not have the sha256 that its footer names")
-    announcement = framing.read_announcement(footer.compression, stored)
-    if announcement.section != "index":
+    said = framing.read_announcement(footer.compression, stored)
+    if (said.section, said.length, said.raw_length) != ("index", footer.index_length, footer.index_raw_length):
         raise IntegrityError("the backup's footer does not point to an index")
-    raw = b"".join(framing.decode(footer.compression, stored, footer.index_raw_length))
-    return validate(parse_index(raw), footer)
+    return validate(parse_index(framing.decode(footer.compression, stored, footer.index_raw_length)), footer)
+
+
+def read_head(read: Callable[[int, int], bytes], size: int) -> Optional[Dict[str, Any]]:
+    """The facts at the start of the index, by two small reads however long it is. None of it is checked, so it is good
+    for a list and nothing else. None for a foreign object; empty where the facts are longer than what is read.
+
+    Raises IntegrityError for what is damaged.
+    """
+    footer = _footer(read, size)
+    if footer is None:
+        return None
+    stored = read(footer.index_offset, min(footer.index_length, _HEAD))
+    return parse_head(framing.decode_start(footer.compression, stored))
 
 
 def check_block(compression: str, block: Block, stored: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from . import catalog, codec, copying, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
-from .errors import BackupError, UsageError
+from .errors import BackupError, IntegrityError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
@@ -51,6 +51,7 @@ def back_up(request: BackupRequest, log: Log) -> BackupResult:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
     try:
+        catalog.sweep(store, log)
         return _Run(request, log, start, key, leader, clients, upload).run()
     finally:
         leader.close()
@@ -62,7 +63,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     if existing is not None:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
-    upload.abort()
+    _abort(upload, log)
     with leader, stage("validation"):
         _locked, facts = _lock_and_measure(leader, request)
     return BackupResult(
@@ -124,9 +125,17 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
                 if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > request.fresh_within:
                     break
                 item = store.stat(info.key)
-                if item is not None and catalog.read_index(store, item) is not None:
+                if item is not None and _is_whole(store, item):
                     return _unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
     return None
+
+
+def _is_whole(store: Store, item: StoredObject) -> bool:
+    """Whether it has an index that agrees with it: one that was damaged is no reason to go without another."""
+    try:
+        return catalog.read_index(store, item) is not None
+    except IntegrityError:
+        return False
 
 
 def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:

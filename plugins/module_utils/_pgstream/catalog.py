@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import List, Optional, Tuple
 from urllib.parse import quote as percent_encode
@@ -17,11 +15,13 @@ from urllib.parse import unquote
 
 from . import archive
 from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
+from .events import Log
 from .model import EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
-_KEY = re.compile(r"^(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)$")
-_READERS = 8  # footers read at once
+_KEY = re.compile(
+    r"(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)", re.ASCII
+)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -51,13 +51,31 @@ def compression_of(key: str) -> str:
 
 def parse_key(key: str) -> Tuple[str, str]:
     """(database, time) of a templated key; empty strings for another."""
-    match = _KEY.match(key.rsplit("/", 1)[-1])
+    match = _KEY.fullmatch(key.rsplit("/", 1)[-1])
     try:
         if match and datetime.strptime(match.group("time"), _TIME):
-            return unquote(match.group("database")), match.group("time")
+            database = unquote(match.group("database"))
+            return ("", "") if "\0" in database else (database, match.group("time"))
     except ValueError:  # the 31st of February, say: looks like a time and is none
         pass
     return "", ""
+
+
+def is_templated(storage: Storage, key: str) -> bool:
+    """Whether `new_key` makes such keys under this prefix."""
+    name = key.rsplit("/", 1)[-1]
+    return bool(parse_key(name)[1]) and key == whole_key(storage, name)
+
+
+def sweep(store: Store, log: Log) -> None:
+    """What killed runs left unfinished would stay, and be paid for. Credentials that only write cannot look for it."""
+    try:
+        swept = store.sweep(lambda key: is_templated(store.storage, key))
+    except BackupError as error:
+        log.info("not_swept", message=error.sentence())
+        return
+    if swept:
+        log.info("swept", keys=swept)
 
 
 def parse_time(text: str) -> datetime:
@@ -67,14 +85,6 @@ def parse_time(text: str) -> datetime:
     except ValueError:
         raise UsageError("%r is not a time such as 2026-01-31T02:00:00Z" % text) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-def list_backups(storage: Storage, database: str = "") -> List[BackupInfo]:
-    """Every object that could be a backup, newest first; those without our footer are marked foreign."""
-    store = open_store(storage)
-    found = candidates(store, database)
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda info: replace(info, foreign=_is_foreign(store, info)), found))
 
 
 def candidates(store: Store, database: str = "", direct: bool = False) -> List[BackupInfo]:
@@ -88,8 +98,12 @@ def candidates(store: Store, database: str = "", direct: bool = False) -> List[B
     ]
     found = [info for info in found if not database or info.database == database]
     if direct:
-        found = [info for info in found if info.key == whole_key(store.storage, info.key.rsplit("/", 1)[-1])]
+        found = [info for info in found if is_direct(store.storage, info)]
     return sorted(found, key=lambda info: (info.time or info.modified_at, info.key), reverse=True)
+
+
+def is_direct(storage: Storage, info: BackupInfo) -> bool:
+    return info.key == whole_key(storage, info.key.rsplit("/", 1)[-1])
 
 
 def _info(storage: Storage, item: StoredObject) -> BackupInfo:
@@ -106,11 +120,12 @@ def _info(storage: Storage, item: StoredObject) -> BackupInfo:
     )
 
 
-def _is_foreign(store: Store, info: BackupInfo) -> bool:
+def is_ours(store: Store, info: BackupInfo) -> bool:
+    """Whether this engine wrote the object, by its footer: one small request."""
     try:
-        return not archive.has_footer(lambda offset, length: store.read(info.key, offset, length), info.size)
+        return archive.has_footer(lambda offset, length: store.read(info.key, offset, length), info.size)
     except (IntegrityError, NotFoundError):
-        return True  # damaged, or removed meanwhile: nothing that we would vouch for
+        return False  # damaged, or removed meanwhile: nothing that we would vouch for
 
 
 def find(store: Store, key: str) -> StoredObject:

@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The command: `backup`, `restore KEY`, `verify KEY`, `list`, `check`, and `metrics` and `health` of past runs.
+"""The command: `backup`, `restore KEY`, `verify KEY`, `list`, `prune`, `check`; `metrics` and `health` of past runs.
 
 Configured by the environment; flags override.
 
 stdout: log lines of level INFO, and last one JSON line, the result. stderr: warnings and errors; where the run failed,
 last one line of level ERROR, event `failed`. The exit status is that of the error's class (see `errors`). On a
-terminal the lines are for people instead, as are the tables of `list` and `check`.
+terminal the lines are for people instead, as are the tables of `list`, `prune` and `check`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,14 @@ import sys
 import threading
 import traceback
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple
 from urllib.parse import quote
 
-from . import config, notify
-from .errors import BackupError, Interrupted, UsageError
-from .events import new_correlation_id, utc_now
-from .model import (
-    COMPRESSIONS,
-    ENGINE_VERSION,
-    LEVELS,
-    BackupInfo,
-    Filters,
-    Finding,
-    RestoreRequest,
-    Server,
-    Storage,
-    VerifyRequest,
-)
-from .progress import TerminalLog, amount, is_terminal, printable
+from . import config, config_retention, notify, tables
+from .errors import BackupError, Interrupted, StorageError, UsageError
+from .events import new_correlation_id
+from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
+from .progress import TerminalLog, is_terminal, printable
 from .recorder import Recorder, operation_of
 
 Texts = Mapping[str, str]
@@ -67,6 +55,7 @@ class Outcome:
     table: str = ""
     failure: Optional[BackupError] = None
     exit_code: int = 0
+    always_table: bool = False  # before the result line where there is no terminal
 
 
 def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) -> int:
@@ -92,10 +81,14 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
             if outcome.failure is None:
                 record.succeed(outcome.fields)
             log.bar.close()
-            shown = outcome.table if outcome.table and is_terminal(out) and not options.json else ""
             line = {"event": "result", "correlation_id": log.correlation_id, **outcome.fields}
+            shown = json.dumps(line, ensure_ascii=False, default=str)
+            if outcome.table and is_terminal(out) and not options.json:
+                shown = outcome.table
+            elif outcome.always_table:
+                shown = outcome.table + "\n" + shown
             try:
-                out.write((shown or json.dumps(line, ensure_ascii=False, default=str)) + "\n")
+                out.write(shown + "\n")
                 out.flush()
             finally:
                 if outcome.failure is None:  # it succeeded, whether or not anyone reads that here
@@ -184,6 +177,17 @@ def _parser() -> argparse.ArgumentParser:
     metrics = verb("metrics", "Serve Prometheus metrics and a status page, from BACKUP_STATE_DIR and the store.")
     metrics.add_argument("--listen", metavar="HOST:PORT", help="default: BACKUP_METRICS_LISTEN, else 0.0.0.0:9187")
     metrics.add_argument("--textfile", metavar="PATH", help="write this file for node_exporter instead, once")
+    listing = verbs.choices["list"]
+    listing.add_argument("--table", action="store_true", help="show a table, also where there is no terminal")
+    text = "how many of the newest backups are looked into, for rows, ratio and duration; default: 100"
+    _setting(listing, "BACKUP_LIST_DETAILS", text)
+    prune = verb("prune", "Remove the backups of POSTGRES_DB that the retention policy does not keep.")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be removed, remove nothing")
+    prune.add_argument("--json", action="store_true", default=False, help="JSON on a terminal too")
+    for parser_of in (listing, prune):
+        for variable in config_retention.RETENTION:
+            _setting(parser_of, variable, config_retention.RETENTION[variable])
+
     verb("health", "Exit 0 if the last scheduled backups succeeded in time, else 1.")
     return parser
 
@@ -212,6 +216,7 @@ def _run(options: argparse.Namespace, environ: Texts, log: TerminalLog) -> Outco
         "restore": _restore,
         "verify": _verify,
         "list": _list,
+        "prune": _prune,
         "check": _check,
         "metrics": _metrics,
         "health": _health,
@@ -292,15 +297,24 @@ def _verify(options: argparse.Namespace, environ: Texts, flags: Texts, log: Term
 
 
 def _list(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
-    storage = config.storage(environ, flags)
+    storage, policy, details = config_retention.list_request(environ, flags)
     log.database = ""  # of every database
-    from . import catalog
-    from .verified import with_verifications
+    from . import listing
 
-    backups = with_verifications(catalog.list_backups(storage), environ.get("BACKUP_STATE_DIR", ""), log)
+    runs = listing.known_runs(environ.get("BACKUP_STATE_DIR", ""), log)
+    backups = listing.list_backups(storage, "", details, policy, runs)
     fields = {"operation": "list", "backups": [asdict(one) for one in backups]}
-    table = _backup_table(backups, utc_now()) or "No backups in %s" % printable(storage.url(storage.prefix))
-    return Outcome(fields, table)
+    table = tables.backup_table(backups) or "No backups in %s" % printable(storage.url(storage.prefix))
+    return Outcome(fields, table, always_table=options.table)
+
+
+def _prune(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
+    request = config_retention.prune_request(environ, flags, log.correlation_id)
+    from . import prune
+
+    verb = prune.predict_prune if options.dry_run else prune.prune
+    result = verb(request, log)
+    return Outcome({**asdict(result), "dry_run": options.dry_run}, tables.prune_table(result, options.dry_run))
 
 
 def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
@@ -308,10 +322,13 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     from . import check
 
     result = check.check(server, storage, database, log)
-    bad = ["%s: %s" % (finding.name, finding.detail) for finding in result.findings if not finding.ok]
-    failure = None if result.ok else BackupError("; ".join(bad) or "the check did not pass", stage="check")
+    failure = None
+    if not result.ok:
+        bad = ["%s: %s" % (each.name, each.detail) for each in result.findings if each.ok is False and each.needed]
+        kind = StorageError if result.exit_code == StorageError.exit_code else BackupError
+        failure = kind("; ".join(bad) or "the check did not pass", stage="check")
     fields = {**asdict(result), "correlation_id": log.correlation_id}
-    return Outcome(fields, _finding_table(result.findings), failure)
+    return Outcome(fields, "\n".join([tables.finding_table(result.findings), *result.conclusions]), failure)
 
 
 def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
@@ -335,39 +352,6 @@ def _health(_options: argparse.Namespace, environ: Texts, _flags: Texts, log: Te
 
     found = health.look(environ)
     return Outcome({"operation": "health", **asdict(found)}, found.message, exit_code=0 if found.ok else 1)
-
-
-def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
-    rows = [["AGE", "SIZE", "VERIFIED", "DATABASE", "KEY"]] if backups else []
-    for one in backups:
-        mark = "  (foreign)" if one.foreign else ""
-        seen = "%s, %s ago" % (one.verified_level, _age(one.verified_at, now)) if one.verified_at else "-"
-        rows.append([_age(one.time or one.modified_at, now), amount(one.size), seen, one.database, one.key + mark])
-    return _table(rows)
-
-
-def _finding_table(findings: Sequence[Finding]) -> str:
-    return _table([["ok" if one.ok else "FAULT", one.name, one.detail] for one in findings])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join(lines)
-
-
-def _age(then: str, now: datetime) -> str:
-    """Since an RFC 3339 time, in its two largest units: `3d 4h`."""
-    try:
-        moment = datetime.strptime(config.moment(then)[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    except ValueError:
-        return "?"
-    seconds = max(0, int((now - moment).total_seconds()))
-    for large, small, unit in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
-        if seconds >= large:
-            return "%d%s %d%s" % (seconds // large, unit[0], seconds % large // small, unit[1])
-    return "%ds" % seconds
 
 
 def _fail(

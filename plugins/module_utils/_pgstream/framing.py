@@ -30,19 +30,20 @@ _VERSION = 1
 _GZIP_HEAD = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff"  # deflate, FEXTRA, no time, unknown system
 _EMPTY_DEFLATE = b"\x03\0" + b"\0" * 8
 _SKIPPABLE = b"\x5b\x2a\x4d\x18"
-_LINE = b"-- pgstream "
+COMMENT = b"-- pgstream "  # begins every line of a script that is ours
 
 HEADER_LENGTHS = {
     "gzip": len(_GZIP_HEAD) + 6 + _BLOCK.size,
     "zstd": 8 + _BLOCK.size,
-    "none": len(_LINE) + 2 * _BLOCK.size + 1,
+    "none": len(COMMENT) + 2 * _BLOCK.size + 1,
 }
 FOOTER_LENGTHS = {
     "gzip": len(_GZIP_HEAD) + 6 + _FOOTER.size + len(_EMPTY_DEFLATE),
     "zstd": 8 + _FOOTER.size,
-    "none": len(_LINE) + 2 * _FOOTER.size + 1,
+    "none": len(COMMENT) + 2 * _FOOTER.size + 1,
 }
 LONGEST_FOOTER = max(FOOTER_LENGTHS.values())  # bytes to read from the end to find it
+LONGEST_MARK = 16  # bytes to read from the start for `begins_block`
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class Footer:
     length: int  # of the footer itself
 
 
-def _wrap(compression: str, payload: bytes) -> bytes:
+def _mark(compression: str, size: int) -> bytes:
+    """What stands before a payload of `size` bytes."""
     if compression == "gzip":
-        return _GZIP_HEAD + struct.pack("<H2sH", len(payload) + 4, b"PG", len(payload)) + payload
-    if compression == "zstd":
-        return _SKIPPABLE + struct.pack("<I", len(payload)) + payload
-    return _LINE + payload.hex().encode() + b"\n"
+        return _GZIP_HEAD + struct.pack("<H2sH", size + 4, b"PG", size)
+    return _SKIPPABLE + struct.pack("<I", size) if compression == "zstd" else COMMENT
+
+
+def _wrap(compression: str, payload: bytes) -> bytes:
+    written = payload if compression != "none" else payload.hex().encode() + b"\n"
+    return _mark(compression, len(payload)) + written
 
 
 def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
@@ -82,16 +87,21 @@ def _unwrap(compression: str, data: bytes, size: int) -> Optional[bytes]:
     if len(data) < len(empty):
         return None
     if compression == "none":
-        if not data.startswith(_LINE) or data[len(empty) - 1 : len(empty)] != b"\n":
+        if not data.startswith(COMMENT) or data[len(empty) - 1 : len(empty)] != b"\n":
             return None
         try:
-            payload = bytes.fromhex(data[len(_LINE) : len(empty) - 1].decode("ascii"))
+            payload = bytes.fromhex(data[len(COMMENT) : len(empty) - 1].decode("ascii"))
         except ValueError:
             return None
         # fromhex also takes spaces and capitals, which were never written.
         return payload if data.startswith(_wrap(compression, payload)) else None
     head = len(empty) - size
     return data[head : len(empty)] if data[:head] == empty[:head] else None
+
+
+def begins_block(head: bytes) -> bool:
+    """Whether an object that starts with `head` starts as ours do, even if its first announcement is damaged."""
+    return any(head.startswith(_mark(compression, _BLOCK.size)) for compression in HEADER_LENGTHS)
 
 
 def announce(compression: str, section: str, payload_length: int, raw_length: int, rows: int, table: int) -> bytes:
@@ -144,16 +154,24 @@ def find_footer(tail: bytes, size: int) -> Optional[Footer]:
 
 def decode(compression: str, block: bytes, raw_length: int) -> Iterator[bytes]:
     """The SQL of one whole block in pieces; IntegrityError unless it is exactly `raw_length` bytes and ends well."""
-    # gzip reads past its own header; for the others the announcement is a piece of its own.
-    payload = block if compression == "gzip" else block[HEADER_LENGTHS[compression] :]
     produced = 0
-    for piece in _pieces(compression, payload):
+    for piece in _pieces(compression, _payload(compression, block)):
         produced += len(piece)
         if produced > raw_length:
             raise IntegrityError("a block holds more than its index says")
         yield piece
     if produced != raw_length:
         raise IntegrityError("a block holds %d bytes, its index says %d" % (produced, raw_length))
+
+
+def decode_start(compression: str, start: bytes) -> Iterator[bytes]:
+    """What the first bytes of a block have of its SQL, in pieces."""
+    return codec.StreamDecoder(compression).feed(_payload(compression, start))
+
+
+def _payload(compression: str, block: bytes) -> bytes:
+    """gzip reads past its own header; for the others the announcement is a piece of its own."""
+    return block if compression == "gzip" else block[HEADER_LENGTHS[compression] :]
 
 
 def _pieces(compression: str, payload: bytes) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The run ledger: what every backup, restore and verification came to, in one small SQLite file.
+"""The run ledger: what every backup, restore, verification and pruning came to, in one small SQLite file.
 
 `BACKUP_STATE_DIR/ledger.sqlite` is what metrics, health and the status page are computed from, so that they survive a
 restart. A run is written when it begins and again when it ends. While it lives it holds a lock on a file of its own;
@@ -26,7 +26,7 @@ from urllib.parse import quote
 from .errors import BackupError
 from .model import ENGINE_VERSION, LEVELS
 
-OPERATIONS = ("backup", "restore", "verify")
+OPERATIONS = ("backup", "restore", "verify", "prune")
 SUCCESS, FAILURE, RUNNING = "success", "failure", "running"
 FILE = "ledger.sqlite"
 SCHEMA_VERSION = 2  # PRAGMA user_version; 1 had no level

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive
+from . import archive, framing
 from .clients import Clients
 from .copying import END_AFTER_ROWS
 from .errors import BackupError, IntegrityError, UsageError
@@ -22,7 +23,10 @@ from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
-DUMP_END = b"PostgreSQL database dump complete"  # pg_dump's last words, in a comment
+#: pg_dump's closing comment, with nothing after it but comments, empty lines and (since August 2025) \unrestrict.
+COMPLETE = re.compile(
+    rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z"
+)
 #: What only speeds a load, or keeps a database's or role's settings from hindering it.
 LOAD_OPTIONS = (
     "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0 -c lock_timeout=0"
@@ -142,7 +146,9 @@ def copied_rows(said: bytes) -> List[int]:
 
 def only(sql: bytes, block: Block, chosen: Set[int]) -> bytes:
     """A block's SQL with the rows of the chosen tables alone: its COPYs come in the order of `block.tables`."""
-    start = sql.index(b"\nCOPY ") + 1
+    start = sql.find(b"\nCOPY ") + 1
+    if not start:
+        raise IntegrityError("the block at byte %d holds no rows, its index says it does" % block.offset)
     parts, rest = [sql[:start]], sql[start:]
     for number, _rows in block.tables:
         end = rest.find(END_AFTER_ROWS)
@@ -175,6 +181,11 @@ def load_foreign(
         for sql in decode(piece):
             if not loader.raw_bytes and sql.startswith(b"PGDMP"):
                 raise UsageError("it is a custom-format archive of pg_dump", hint="Restore it with pg_restore.")
+            if b"\n" + framing.COMMENT in tail + sql:
+                raise IntegrityError(
+                    "it is a backup of this engine whose beginning and end are damaged",
+                    hint="Use another backup; what there is can be looked at with gunzip and psql.",
+                )
             # A line that begins with a backslash and a letter of \connect is never a row: COPY doubles backslashes.
             if b"\n\\connect " in tail + sql:
                 raise BackupError(
@@ -185,7 +196,7 @@ def load_foreign(
             loader.raw_bytes += len(sql)
             tail = (tail + sql)[-4096:]
     finish()
-    if DUMP_END not in tail:
+    if not COMPLETE.search(tail):
         raise IntegrityError(
             "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
             hint="Use another backup; what there is can be looked at with gunzip and psql.",

@@ -14,6 +14,7 @@ ENGINE_VERSION = "0.1.0"
 
 COMPRESSIONS = ("gzip", "zstd", "none")
 LEVELS = ("index", "content", "restore")  # of a verification; each proves what the one before does, and more
+LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
 EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
 
 
@@ -55,6 +56,7 @@ class Storage:
     checksums: str = "when_required"  # when_required, when_supported
     encryption_mode: str = ""  # "", AES256, aws:kms
     encryption_kms_key_id: str = ""
+    stall_timeout: int = 60  # seconds without a byte, in either direction, after which a request is given up
 
     @property
     def root(self) -> str:
@@ -110,6 +112,32 @@ class RestoreRequest:
     role: str = ""
     jobs: int = 0
     analyze: bool = True
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which backups of a database are kept: the union of what each rule keeps. A rule of 0 keeps none.
+
+    `keep_daily`: the newest backup of each of that many newest days that have one, and so on; UTC, ISO weeks.
+    """
+
+    keep_last: int = 0
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    keep_within: int = 0  # seconds; everything younger
+    min_keep: int = 1  # so many newest good ones stay, whatever the rules say
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    storage: Storage
+    database: str
+    retention: Retention = Retention()
+    state_dir: str = ""  # of the run ledger, which knows whether the last backup failed; empty: the caller does
     correlation_id: str = ""
 
 
@@ -198,7 +226,11 @@ class Index:
 
 @dataclass(frozen=True)
 class BackupInfo:
-    """One object in the store. `foreign`: not written by this engine, restorable as one serial stream."""
+    """One object in the store. What None stands for was not looked at, or nothing says it.
+
+    `foreign`: not written by this engine, restorable as one serial stream. `why`: what keeps it under the retention
+    policy that was asked for; empty if nothing does; None without a policy, and for what pruning leaves alone.
+    """
 
     key: str
     url: str
@@ -207,8 +239,14 @@ class BackupInfo:
     database: str = ""
     time: str = ""  # RFC 3339, from the key
     compression: str = ""
-    foreign: bool = False
+    foreign: Optional[bool] = None
     etag: str = ""
+    age: Optional[int] = None  # seconds
+    raw_bytes: Optional[int] = None
+    ratio: Optional[float] = None  # raw bytes a stored byte
+    rows: Optional[int] = None
+    seconds: Optional[float] = None  # that the backup took
+    why: Optional[Tuple[str, ...]] = None
     verified_at: str = ""  # RFC 3339; the last verification that found no fault, as the run ledger has it
     verified_level: str = ""  # one of LEVELS
 
@@ -275,6 +313,38 @@ class RestoreResult:
 
 
 @dataclass(frozen=True)
+class KeptBackup:
+    """`why`: rules of the policy, such as `last 1` and `daily 2026-01-31`; or `no policy`, `foreign`, `locked`."""
+
+    key: str
+    size: int
+    time: str
+    why: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RemovedBackup:
+    key: str
+    size: int
+    time: str
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """`kept` newest first, `removed` in the order in which they went: oldest first."""
+
+    changed: bool
+    database: str
+    correlation_id: str
+    kept: Tuple[KeptBackup, ...] = ()
+    removed: Tuple[RemovedBackup, ...] = ()
+    freed_bytes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    operation: str = "prune"
+
+
+@dataclass(frozen=True)
 class VerifyResult:
     verified: bool
     level: str
@@ -303,17 +373,21 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check: what was looked at, whether it is good, and what was seen."""
+    """One line of a check: what was looked at, whether it is good (None: not tried), and what was seen."""
 
     name: str
-    ok: bool
+    ok: Optional[bool]
     detail: str
+    needed: bool = True  # without it a backup fails
+    follows: str = ""  # what does not work without it
 
 
 @dataclass(frozen=True)
 class CheckResult:
     ok: bool
     findings: Tuple[Finding, ...]
+    conclusions: Tuple[str, ...] = ()  # sentences: what works, and what follows from what does not
+    exit_code: int = 0
     correlation_id: str = ""
     operation: str = "check"
     changed: bool = False

@@ -250,7 +250,8 @@ class _Run:
                 for run in archive.runs(rest, loading.LARGEST_RUN):
                     loader.load(store, key, index, run, unwanted=unwanted)
             elif rest:
-                loader.script(_sequence_values(self._sql(index, rest), picked))
+                # Block by block: large objects are in them too, and may be more than memory.
+                loader.script(b"".join(_sequence_values(self._sql(index, [block]), picked) for block in rest))
         with stage("row counts"):
             rows = self._count(loader, index, chosen)
         with stage("indexes and constraints"):
@@ -359,6 +360,12 @@ class _Run:
                     "%s is a custom-format archive of pg_dump" % item.key, hint="Restore it with pg_restore."
                 )
             compression = codec.detect(head)
+            named = catalog.compression_of(item.key)
+            if compression == "none" and named not in ("", "none"):
+                raise IntegrityError(
+                    "%s does not begin as %s, which its name says" % (item.key, named),
+                    hint="It is damaged, or has the wrong name.",
+                )
             codec.check_level(compression, None)
             decoder = codec.StreamDecoder(compression)
             pieces = self._counted(store.stream(item.key, 0, item.size), item.size)
@@ -417,5 +424,5 @@ def _sequence_values(sql: bytes, picked: Sequence[schema.Entry]) -> bytes:
     for line in sql.splitlines():
         name = schema.sequence_of(line)
         if name and any(text.startswith(b"SEQUENCE " + name + b" ") for text in names):
-            lines.append(line)
-    return b"\n".join(lines) + b"\n"
+            lines.append(line + b"\n")
+    return b"".join(lines)

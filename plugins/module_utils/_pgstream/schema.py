@@ -239,10 +239,10 @@ def as_comments(archive: bytes) -> bytes:
 
 def from_comments(sql: bytes) -> bytes:
     """The reverse of `as_comments`; IntegrityError for anything else."""
-    if not sql.startswith(_FIRST_LINE):
+    if not (sql.startswith(_FIRST_LINE + b"-- ") and sql.endswith(b"\n")):
         raise IntegrityError("the backup's schema block is not a schema archive")
     try:
-        return base64.b64decode(b"".join(line[3:] for line in sql[len(_FIRST_LINE) :].split(b"\n")), validate=True)
+        return base64.b64decode(sql[len(_FIRST_LINE) + 3 : -1].replace(b"\n-- ", b""), validate=True)
     except ValueError as error:
         raise IntegrityError("the backup's schema archive is damaged: %s" % error) from error
 

@@ -126,29 +126,7 @@ def _read_index(store: Store, item: StoredObject) -> Tuple[Optional[Index], int]
         read[0] += length
         return store.read(item.key, offset, length)
 
-    index = archive.read_index(ranged, item.size)
-    if index is not None:
-        _check_sections(index)
-    elif _begins_like_ours(ranged(0, min(item.size, max(framing.HEADER_LENGTHS.values())))):
-        raise IntegrityError("it begins as a backup of ours and has no footer: its end is missing or damaged")
-    return index, read[0]
-
-
-def _check_sections(index: Index) -> None:
-    sections = [block.section for block in index.blocks]
-    for section in ("schema", "pre", "post"):
-        if sections.count(section) != 1:
-            raise IntegrityError("the index names %d %s blocks, not 1" % (sections.count(section), section))
-
-
-def _begins_like_ours(head: bytes) -> bool:
-    for compression in framing.HEADER_LENGTHS:
-        try:
-            framing.read_announcement(compression, head)
-            return True
-        except IntegrityError:
-            continue
-    return False
+    return archive.read_index(ranged, item.size), read[0]
 
 
 def _prove(request: VerifyRequest, store: Store, item: StoredObject, index: Optional[Index], log: Log) -> Proof:
@@ -270,19 +248,21 @@ def _foreign_contents(store: Store, item: StoredObject, log: Log) -> Proof:
     compression = codec.detect(head)
     codec.check_level(compression, None)
     decoder = codec.StreamDecoder(compression)
-    read, raw, tail = 0, 0, b""
+    read, raw, tail = 0, 0, b"\n"
     for piece in store.stream(item.key, 0, item.size):
         read += len(piece)
         for sql in decoder.feed(piece):
+            if b"\n" + framing.COMMENT in tail + sql:
+                raise IntegrityError("it is a backup of this engine whose beginning and end are damaged")
             raw += len(sql)
             tail = (tail + sql)[-_TAIL:]
         log.progress(read, item.size, "dump")
     decoder.finish()
     if read != item.size:
         raise IntegrityError("%d of its %d bytes could be read" % (read, item.size))
-    if loading.DUMP_END not in tail:
+    if not loading.COMPLETE.search(tail):
         raise IntegrityError(
-            "the dump lacks its last line, '%s': pg_dump did not finish it" % loading.DUMP_END.decode(),
+            "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
             hint="Verify another backup, and back up again.",
         )
     text = "it decompresses to %d bytes and ends as pg_dump ends a dump; without an index no more can be said"

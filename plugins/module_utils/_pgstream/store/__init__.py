@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
-from ..errors import IntegrityError, UsageError
+from ..errors import IntegrityError, StorageError, UsageError
 from ..model import Finding, Storage
 
 
@@ -22,6 +22,18 @@ class StoredObject:
     modified_at: str = ""
     etag: str = ""
     version_id: str = ""
+
+
+REMOVED, LOCKED, FAILED = "removed", "locked", "failed"
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What became of one object that was to be deleted; `detail`: in the store's words why it is still there."""
+
+    key: str
+    outcome: str  # REMOVED (or gone before), LOCKED (the store protects it), FAILED
+    detail: str = ""
 
 
 class Upload:
@@ -69,7 +81,7 @@ class Store:
         return data
 
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
-        """That range in pieces, resumed where a connection broke."""
+        """That range in pieces, resumed where a connection broke. IntegrityError where the object was replaced."""
         raise NotImplementedError
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
@@ -78,8 +90,23 @@ class Store:
     def delete(self, key: str, version_id: str = "") -> None:
         raise NotImplementedError
 
+    def delete_many(self, keys: Sequence[str]) -> Iterator[Deletion]:
+        """Delete objects in that order, telling of each as soon as it is known. StorageError ends it early."""
+        for key in keys:
+            try:
+                self.delete(key)
+            except StorageError as error:
+                yield Deletion(key, FAILED, error.message)
+            else:
+                yield Deletion(key, REMOVED)
+
+    def sweep(self, ours: Callable[[str], bool]) -> List[str]:
+        """Remove what killed runs left unfinished under keys that are `ours`, unless a run may be at it; the keys.
+        StorageError where the credentials may not do that: no reason to fail a backup."""
+        raise NotImplementedError
+
     def check(self) -> List[Finding]:
-        """Try what a backup and a restore need, leaving nothing behind."""
+        """Try what a backup and a restore need, leaving nothing behind. NoStoreError where there is no store."""
         raise NotImplementedError
 
 

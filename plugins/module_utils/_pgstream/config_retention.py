@@ -1,0 +1,56 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Environment variables -> what `list` and `prune` take: the retention policy, as `config` reads the rest."""
+
+from __future__ import annotations
+
+from typing import Mapping, Tuple
+
+from .config import _Reader, _storage, duration
+from .model import LIST_DETAILS, PruneRequest, Retention, Storage
+
+#: The policy's variables, and what is said of each flag.
+RETENTION = {
+    "BACKUP_KEEP_LAST": "keep this many of the newest",
+    "BACKUP_KEEP_HOURLY": "keep the newest of each of this many hours that have one",
+    "BACKUP_KEEP_DAILY": "the same of days, in UTC",
+    "BACKUP_KEEP_WEEKLY": "the same of weeks, from Monday",
+    "BACKUP_KEEP_MONTHLY": "the same of months",
+    "BACKUP_KEEP_YEARLY": "the same of years",
+    "BACKUP_KEEP_WITHIN": "keep everything younger than this: 36h, 14d",
+    "BACKUP_MIN_KEEP": "never leave fewer good ones than this; default: 1",
+}
+
+
+def _retention(reader: _Reader) -> Retention:
+    names = {variable: variable[len("BACKUP_") :].lower() for variable in RETENTION}
+    values = {
+        names[variable]: reader.parsed(variable, duration, 0)
+        if variable == "BACKUP_KEEP_WITHIN"
+        else reader.whole(variable, getattr(Retention, names[variable]), int(variable == "BACKUP_MIN_KEEP"))
+        for variable in RETENTION
+    }
+    return Retention(**values)
+
+
+def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Storage, Retention, int]:
+    """What `list` looks at, the policy that says what is kept, and how many backups are looked into."""
+    reader = _Reader(environ, flags)
+    found = _storage(reader), _retention(reader), reader.whole("BACKUP_LIST_DETAILS", LIST_DETAILS, 0)
+    reader.finish()
+    return found
+
+
+def prune_request(environ: Mapping[str, str], flags: Mapping[str, str], correlation_id: str) -> PruneRequest:
+    reader = _Reader(environ, flags)
+    request = PruneRequest(
+        storage=_storage(reader),
+        database=reader.required("POSTGRES_DB"),
+        retention=_retention(reader),
+        state_dir=reader.get("BACKUP_STATE_DIR"),
+        correlation_id=correlation_id,
+    )
+    reader.finish()
+    return request
