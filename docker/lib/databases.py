@@ -2,8 +2,10 @@
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""databases.py [VERB]: the databases that a job is for, one a line: those of BACKUP_DATABASES; with
-BACKUP_ALL_DATABASES every one of the server that is no template and takes connections, as it is now; else POSTGRES_DB.
+"""databases.py [VERB]: the databases that a job is for, one a line.
+
+Those of BACKUP_DATABASES; with BACKUP_ALL_DATABASES every one of the server that is no template and takes connections,
+as it is now; else POSTGRES_DB.
 
 Where the server does not tell, the failure is logged, noted in the run ledger as that of VERB (backup by default) and
 told to whoever is to be told, and its exit status is this program's: else nobody would learn of it in time.

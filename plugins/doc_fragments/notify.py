@@ -17,7 +17,7 @@ options:
       - C({database}), C({operation}) and C({exit_code}) in it are replaced. With the last one nothing is added to it.
         A monitor sees one run after the other, so several databases need checks of their own, C({database}) in the URL.
       - It is a secret, as whoever knows it can use it. A monitor that cannot be reached is a warning and no failure,
-        and the end of a run waits 15 seconds for it at the most. The same is true of O(webhook_url).
+        and the end of a run waits 7 seconds for it at the most. The same is true of O(webhook_url).
     type: str
   webhook_url:
     description:

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from typing import Any, Dict, List
 
 from .stack import Stack, wait_for
 
@@ -118,3 +121,35 @@ def test_a_start_delay_can_be_stopped(stack: Stack) -> None:
     assert stack.inspect("backup")["State"]["ExitCode"] == 0
     assert stack.lines("job_finished")[0]["exit_code"] == 143
     assert stack.lines("started") == [] and stack.keys() == []
+
+
+def test_the_newest_backup_is_verified_by_itself(stack: Stack) -> None:
+    """A drill on the server of the databases, on a schedule of its own; list and metrics know of it."""
+    stack.set(BACKUP_SCHEDULE=YEARLY, BACKUP_CATCH_UP="true", BACKUP_VERIFY_SCHEDULE="* * * * *",
+              BACKUP_VERIFY_LEVEL="restore").sh("docker compose up -d backup")
+    began = stack.wait_for_line("crond_started")
+    assert (began["schedule"], began["verify_schedule"]) == (YEARLY, "* * * * *")
+
+    def verified() -> List[Dict[str, Any]]:
+        return [one for one in stack.lines("job_finished") if (one["verb"], one["exit_code"]) == ("verify", 0)]
+
+    wait_for("a verification", verified, lambda: str(stack.streams()))
+    assert stack.lines("verified")[0]["verify_level"] == "restore"
+    shown = stack.sh("docker compose exec -T backup pgbackup list --json").stdout.splitlines()[-1]
+    (backup,) = json.loads(shown)["backups"]
+    assert backup["verified_level"] == "restore" and backup["verified_at"]
+
+
+def test_one_monitor_hears_of_no_success_after_a_failure_of_the_same_job(stack: Stack) -> None:
+    stack.sh("docker compose up -d postgres minio minio-init")
+    # Python's own server knows no POST, which is 501, and notes what it was asked for.
+    script = ("mkdir -p /run/pgbackup/private/jobs; python3 -m http.server 8000 --bind 127.0.0.1 2> /tmp/asked & "
+              "until python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8000))' 2> /dev/null; "
+              "do sleep 0.1; done; /opt/pgbackup/bin/job.sh backup; cat /tmp/asked")
+    asked = {}
+    for names in ("postgres", "absent postgres"):
+        done = stack.sh("docker compose run --rm -T -e BACKUP_PING_URL=http://127.0.0.1:8000/check "
+                        "-e BACKUP_DATABASES='%s' backup sh -c '%s'" % (names, script.replace("'", "'\\''")))
+        asked[names] = re.findall(r'"POST (\S+) HTTP', done.stdout)
+    assert asked == {"postgres": ["/check"], "absent postgres": ["/check/fail"]}
+    assert len(stack.keys()) == 2

@@ -24,9 +24,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 import yaml
+from _pgstream.ledger import Ledger
 
 from tests import demo
 from tests.support import compare, fixture, servers
+from tests.support.receiver import Receiver
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = REPOSITORY / "plugins" / "modules"
@@ -409,3 +411,44 @@ def test_demo_sees_a_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert shown.same
     shown._compare(before, dict(before, table={}))
     assert not shown.same and "1 DIFFERENCES" in capsys.readouterr().out
+
+
+def test_verify_and_drill(play: Callable[..., Play], shop: Any, s3: Any, bucket: str, tmp_path: Path) -> None:
+    """The newest backup is proven in three ways, noted, listed as such; then it is damaged."""
+    key = play("backup", pgbackup_database="shop").result["key"]
+    with Receiver() as receiver:
+        tell = {"pgbackup_state_dir": str(tmp_path), "pgbackup_webhook_url": receiver.url + "/secret-hook"}
+        content = play("verify", pgbackup_database="shop", **tell)
+        drilled = play("drill", pgbackup_database="shop", compare_source="true", **tell)
+        predicted = play("drill", "--check", pgbackup_database="shop", **tell)
+        told = [each.json for each in receiver.got]
+    for played, level in ((content, "content"), (drilled, "restore"), (predicted, "index")):
+        result = played.result
+        assert undocumented(facts(result), documented("pg_stream_verify")) == []
+        assert (result["verified"], result["level"], result["key"], result["changed"]) == (True, level, key, False)
+        assert result["message"] in played.output.rpartition("TASK [Summary]")[2]
+        assert "secret-hook" not in played.output
+    assert drilled.result["compared_tables"] == drilled.result["tables"]
+    assert shop.psql("SELECT count(*) FROM pg_database WHERE datname LIKE '%\\_pgstream\\_%'").strip() == "0"
+    # In check mode nobody is told, and nothing is noted.
+    assert [(one["event"], one["operation"], one["database"], one["level"]) for one in told] == [
+        ("success", "verify", "shop", "content"),
+        ("success", "verify", "shop", "restore"),
+    ]
+    runs = Ledger(str(tmp_path)).view().runs
+    assert [(run.operation, run.database, run.level) for run in runs] == [
+        ("verify", "shop", "restore"),
+        ("verify", "shop", "content"),
+    ]
+
+    (listed,) = play("list", pgbackup_state_dir=str(tmp_path)).result["backups"]
+    assert listed["verified_level"] == "restore" and listed["verified_at"] >= drilled.result["started_at"][:19]
+
+    body = bytearray(s3.client().get_object(Bucket=bucket, Key=key)["Body"].read())
+    body[1000] ^= 1
+    s3.client().put_object(Bucket=bucket, Key=key, Body=bytes(body))
+    failed = play("verify", backup_key=key, fails=True, **tell)  # nobody listens any more: a warning
+    assert failed.result["exit_code"] == 6 and "1 of" in failed.result["msg"] and key in failed.result["msg"]
+    assert "not_notified" in failed.output
+    assert Ledger(str(tmp_path)).view().runs[0].exit_code == 6
+    assert "No backup to verify" in play("verify", fails=True).output

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator
 
 import pytest
 from _pgstream import drill, restore, verify
-from _pgstream.errors import BackupError, IntegrityError, ServerError
+from _pgstream.errors import BackupError, IntegrityError, Interrupted, ServerError
 from _pgstream.ledger import Ledger
 from _pgstream.model import VerifyRequest, VerifyResult
 
@@ -184,6 +184,26 @@ def test_a_restore_that_fails_midway(
         prove(storage, made.key, "restore", server)
     assert caught.value.exit_code == 1 and caught.value.stage == "indexes and constraints"
     assert len(seen) == 1 and seen[0].startswith(shop[:22] + "_pgstream_drill_")
+
+
+def test_a_drill_that_is_asked_to_stop_while_it_cleans_up(
+    postgres: Any, shop: str, tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first signal raises in the middle of the drop; later ones do nothing."""
+    storage, server = local_storage(tmp_path / "store"), server_of(postgres)
+    made = back_up(server, shop, storage)
+    statement, asked = drill._drop_statement, []
+
+    def interrupted(name: str) -> str:
+        if not asked:
+            asked.append(name)
+            raise Interrupted("Interrupted by SIGTERM")
+        return statement(name)
+
+    monkeypatch.setattr(drill, "_drop_statement", interrupted)
+    with pytest.raises(Interrupted):
+        prove(storage, made.key, "restore", server)
+    assert len(asked) == 1
 
 
 def test_rows_that_do_not_arrive(

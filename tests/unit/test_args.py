@@ -24,6 +24,10 @@ def restore(**given):
     return _args.restore_request(validated(_args.RESTORE_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
 
 
+def verify(**given):
+    return _args.verify_request(validated(_args.VERIFY_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
+
+
 def info(**given):
     return _args.info_request(validated(_args.INFO_SPEC, {**S3, **given}))
 
@@ -279,6 +283,15 @@ def test_the_retention_policy_arrives():
     assert info(details=5, **POLICY)[3:] == (policy, 5)
 
 
+def test_a_verification_as_it_is_asked_for():
+    asked = {"backup_key": "latest", "source_db": "shop", "level": "restore", "compare_source": True, "jobs": 3}
+    request = verify(login_host="db", **asked)
+    assert (request.key, request.source_database, request.level, request.compare_source) == (
+        "latest", "shop", "restore", True,
+    )  # fmt: skip
+    assert (request.server.host, request.jobs, verify().level) == ("db", 3, "content")
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
@@ -292,6 +305,30 @@ def test_the_retention_policy_arrives():
 def test_prune_fault_names_its_option(given, sentence):
     with pytest.raises(errors.UsageError, match=sentence):
         prune(**{"keep_last": 1, **given})
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"backup_key": ""}, "backup_key: name the backup to verify"),
+        ({"backup_key": "latest"}, "`latest` needs source_db"),
+        ({"source_db": "shop"}, "source_db: goes with `backup_key: latest` only"),
+        ({"compare_source": True}, "compare_source: goes with `level: restore` only"),
+        ({"jobs": -1}, "jobs: -1 is less than 0"),
+    ],
+)
+def test_verification_fault_names_its_option(given, sentence):
+    with pytest.raises(errors.UsageError, match=sentence):
+        verify(**given)
+
+
+def test_whom_a_task_tells():
+    params = validated(_args.VERIFY_SPEC, {"backup_key": "k", **S3, "ping_url": "https://hc.example.com/u"})
+    found = _args.receivers(params)
+    assert (found.ping_url, found.webhook_url, found.events) == ("https://hc.example.com/u", "", ("success", "failure"))
+    with pytest.raises(errors.UsageError, match="webhook_url is not a URL") as caught:
+        _args.receivers({**params, "webhook_url": "hc.example.com"})
+    assert "hc.example" not in str(caught.value)
 
 
 def test_latest_to_describe_needs_a_database():

@@ -37,6 +37,7 @@ from _pgstream.model import (
     Server,
     Storage,
     TableResult,
+    VerifyResult,
 )
 
 ENVIRON = {
@@ -74,6 +75,7 @@ class Fake:
             "listing": {"list_backups": self._list, "known_runs": listing.known_runs},
             "prune": {"prune": self._prune("prune"), "predict_prune": self._prune("predict_prune")},
             "check": {"check": self._check},
+            "verify": {"verify": self._verify},
         }
         for name, functions in verbs.items():
             module = types.ModuleType("_pgstream." + name)
@@ -99,6 +101,11 @@ class Fake:
             return RestoreResult(True, request.database, request.key, "", request.correlation_id)
 
         return verb
+
+    def _verify(self, request: Any, log: Any) -> VerifyResult:
+        self.calls.append(("verify", request))
+        self.logs.append(log.database)
+        return VerifyResult(True, request.level, "shop", request.key, "", request.correlation_id)
 
     def _prune(self, name: str) -> Callable[..., PruneResult]:
         def verb(request: Any, log: Any) -> PruneResult:
@@ -195,6 +202,41 @@ def test_restore_defaults(fake: Fake, run: Run) -> None:
     assert (request.no_owner, request.no_privileges, request.role) == (False, False, "")
     run("restore", "a.key", "--keep-old")
     assert fake.calls[1][1].keep_old is True
+
+
+def test_verify_flags_reach_the_request(fake: Fake, run: Run) -> None:
+    argv = "latest --level restore --compare-source --no-owner --no-privileges --role r --jobs 3 --source-db crm"
+    argv += " --latest-before 2026-01-31T02:00:00Z"
+    status, out, _err = run("verify", *argv.split(), BACKUP_VERIFY_LEVEL="index")
+    assert status == 0 and (out[-1]["verified"], out[-1]["level"], out[-1]["changed"]) == (True, "restore", False)
+    ((_verb, request),) = fake.calls
+    assert (request.key, request.level, request.compare_source, request.source_database) == (
+        "latest", "restore", True, "crm",
+    )  # fmt: skip
+    assert (request.no_owner, request.no_privileges, request.role, request.jobs) == (True, True, "r", 3)
+    assert (request.latest_before, request.server.host) == ("2026-01-31T02:00:00Z", "db")
+    assert fake.logs == ["crm"]
+
+
+def test_verify_defaults(fake: Fake, run: Run) -> None:
+    run("verify", "a.key")
+    run("verify", "latest", BACKUP_VERIFY_LEVEL="index", BACKUP_JOBS="2")
+    (_verb, request), (_verb, scheduled) = fake.calls
+    assert (request.level, request.compare_source, request.server, request.source_database) == (
+        "content", False, Server(), "",
+    )  # fmt: skip
+    assert (scheduled.level, scheduled.source_database, scheduled.jobs) == ("index", "shop", 2)
+
+
+def test_faults_of_a_verification_come_all_at_once(fake: Fake, run: Run) -> None:
+    environ = {"BACKUP_VERIFY_LEVEL": "deep", "BACKUP_STORE": "ftp://x"}
+    status, _out, err = run("verify", "k", "--compare-source", "--source-db", "x", environ=environ)
+    assert status == 2 and fake.calls == []
+    for word in ("BACKUP_VERIFY_LEVEL", "--compare-source", "--source-db", "BACKUP_STORE"):
+        assert word in err[-1]["message"]
+    assert "POSTGRES_HOST" not in err[-1]["message"]  # no server is asked
+    status, _out, err = run("verify", "k", "--level", "restore", environ={"BACKUP_STORE": "file:///b"})
+    assert status == 2 and "missing: POSTGRES_HOST, POSTGRES_USER" in err[-1]["message"]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_a_verification_counts_for_the_levels_that_prove_less_and_for_no_other()
     # The newest comes first. A drill that failed stays failed until another one succeeds.
     assert told(("index", SUCCESS), ("restore", FAILURE)) == {"index": 1, "content": 0, "restore": 0}
     assert told(("restore", SUCCESS), ("index", FAILURE)) == {"index": 1, "content": 1, "restore": 1}
+    nameless = seen(run(FAILURE, operation="verify", database=""), run())
+    assert "last_verification_success" not in samples(nameless)
     assert told(("content", FAILURE), ("restore", SUCCESS)) == {"index": 0, "content": 0, "restore": 1}
 
 
@@ -385,6 +387,21 @@ def test_the_page_says_why_and_what_is_stored() -> None:
         ["3 min 20 s", "1.2 GB", "70"],
     ]
     assert "Nothing has run yet" in Document(page.render(facts_of())).text
+
+
+def test_the_page_shows_the_last_verification_and_those_that_prove_more() -> None:
+    def shown(*levels: Any) -> List[str]:
+        runs = [run(status, operation="verify", level=level, started=NOW - 60 - DAY * age)
+                for age, (level, status) in enumerate(levels)]  # fmt: skip
+        card = page.render(facts_of(run(), *runs)).partition("<article")[2].partition("</article>")[0]
+        return re.findall(r"Verified</dt><dd>(?:<b class='bad'>)?(\w+)(?:</b>)? <small>(\w+)<", card)
+
+    assert shown(("index", SUCCESS), ("restore", FAILURE), ("index", FAILURE)) == [
+        ("passed", "index"),
+        ("failed", "restore"),
+    ]
+    assert shown(("restore", SUCCESS), ("content", FAILURE)) == [("passed", "restore")]
+    assert shown() == [] and "<dt>Verified</dt><dd>never" in page.render(facts_of(run()))
 
 
 def test_many_databases_and_runs_are_cut_with_a_word() -> None:

@@ -232,11 +232,20 @@ def test_a_run_waits_no_longer_than_it_may(
         told.clock.now += timeout  # the whole of it passes, and the thread still lives
 
     joins = held(monkeypatch, told, wait)
+    order: List[int] = []  # how often was waited before each message
+    begin = told.notifier._begin
+
+    def counted(*arguments: Any) -> None:
+        order.append(len(joins))
+        begin(*arguments)
+
+    monkeypatch.setattr(told.notifier, "_begin", counted)
     told.notifier.started()
     assert told.clock.now == 1000.0 and joins == []  # a start is not waited for
     told.notifier.failed(ERROR, interrupted)
     assert told.clock.now - 1000.0 <= budget and all(0 <= seconds <= budget for seconds in joins)
     assert told.clock.now - 1000.0 > budget * 0.9  # and it did wait
+    assert order == [0, 0, 2, 2]  # first for the start: one that came after the end would be another run
     assert told.warnings.count("The ping did not answer in time") == 2
     assert told.warnings.count("The webhook did not answer in time") == 2
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -271,3 +272,27 @@ def test_rows_are_counted_wherever_the_pieces_are_cut(tables: List[List[bytes]],
     for start, end in zip(places, places[1:]):
         counter.feed(sql[start:end])
     assert counter.finish() == [len(rows) for rows in tables]
+
+
+def test_memory_does_not_grow_with_the_backup(shelf: Shelf) -> None:
+    """A few blocks of a megabyte are held, of 4 and of 40 alike."""
+    for blocks in (4, 40):
+        pieces: List[bytes] = []
+        writer = archive.ArchiveWriter(pieces.extend, "none")
+        for section in ["schema", "pre", *["data"] * blocks, "post"]:
+            writer.text(section, b"-- a comment of a megabyte\n" * 38000)
+        index = Index(
+            format_version=1, engine_version="0", correlation_id="c", compression="none",
+            database=DatabaseInfo("shop", "UTF8", "C", "C", "owner"), server_version=150004, pg_dump_version=15,
+            snapshot_at="t", started_at="t", finished_at="t", raw_bytes=writer.raw_bytes, stored_bytes=writer.offset,
+            rows=0, tables=(), blocks=tuple(writer.blocks),
+        )  # fmt: skip
+        writer.finish(index)
+        key = shelf.put(b"".join(pieces))
+        del pieces[:]
+        tracemalloc.start()
+        try:
+            assert shelf.verify(key, jobs=2).blocks == blocks + 3
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()

@@ -61,16 +61,17 @@ def drill(request: VerifyRequest, item: StoredObject, index: Optional[Index], lo
     """Restore `item` into a scratch database, check that, and drop it."""
     server = request.server
     source = index.database.name if index else ""
-    if request.compare_source:
-        if index is None:
-            raise UsageError("compare_source needs a backup with an index, which this one lacks", stage="validation")
-        with stage("validation"):
-            Session(server, source).close()
-    name = source or catalog.parse_key(item.key)[0] or "dump"
     identity = new_correlation_id()[:_ID_LENGTH]
+    with stage("validation"):
+        if request.compare_source:
+            if index is None:
+                raise UsageError("compare_source needs a backup with an index, which this one lacks")
+            Session(server, source).close()
+        at_work = _Lock(server, identity)
+    name = source or catalog.parse_key(item.key)[0] or "dump"
     scratch = name.encode()[:_NAME_LENGTH].decode("utf-8", "ignore") + "_pgstream_drill_" + identity
     log.info("drill", scratch=scratch)
-    with _Lock(server, identity) as lock:
+    with at_work as lock:
         lock.sweep(log)
         try:
             done = _restore(request, item, scratch, identity, log)
@@ -167,10 +168,16 @@ class _Lock:
 
 
 def _drop(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
-    """Drop the scratch database, under the name that the restore gave it too. The error is logged, not raised.
+    """Drop the scratch database, under the name that the restore gave it too. The error is logged, not raised."""
+    try:
+        return _drop_once(server, scratch, identity, log)
+    except BaseException:  # asked to stop in the middle of it, which is asked but once
+        _drop_once(server, scratch, identity, log)
+        raise
 
-    By a connection of its own: what went wrong may have been the others.
-    """
+
+def _drop_once(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
+    """By a connection of its own: what went wrong may have been the others."""
     failure: Optional[BackupError] = None
     for name in (beside(scratch, identity), scratch):
         try:

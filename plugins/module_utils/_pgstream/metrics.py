@@ -124,7 +124,7 @@ def _last_runs(groups: Dict[Group, List[Run]]) -> Iterator[Metric]:
             ((database, level), first(runs, lambda run, level=level: proves(run, level), value))  # type: ignore[misc]
             for (operation, database), runs in ended.items()
             for level in LEVELS
-            if operation == "verify"
+            if operation == "verify" and database  # without a name it was none of a backup, and no success ends it
         ]
         return _gauge(name, text, (*DATABASE, "level"), found)
 

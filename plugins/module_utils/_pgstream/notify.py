@@ -35,9 +35,9 @@ from .model import ENGINE_VERSION
 START, SUCCESS, FAILURE = "start", "success", "failure"
 EVENTS = (START, SUCCESS, FAILURE)
 DEFAULT_EVENTS = (SUCCESS, FAILURE)
-BUDGET = 15.0  # seconds that the end of a run waits for all of this
-HURRIED_BUDGET = 3.0  # of an interrupted one: who stops a container kills after 10
-TIMEOUT = 5.0  # seconds of one try
+BUDGET = 7.0  # seconds that the end of a run waits for all of this: one that is stopped meanwhile is killed after 8
+HURRIED_BUDGET = 3.0  # of an interrupted one, which had to clean up before
+TIMEOUT = 3.0  # seconds of one try
 TRIES = 3
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 _WORTH_A_RETRY = (408, 425, 429)  # and all from 500 up (RFC 9110 section 15.5, RFC 6585)
