@@ -80,7 +80,7 @@ options:
   stall_timeout:
     description:
       - How long a request to the bucket may go without a single byte in either direction, such as V(60s) or V(5m).
-      - Then it is made again on a new connection; a bucket that stays silent fails the task five minutes after that.
+      - Then it is made again on a new connection. A bucket that stays silent for six times as long fails the task.
     type: str
     default: 60s
 requirements:

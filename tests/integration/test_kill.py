@@ -186,7 +186,7 @@ def test_the_leaders_session_is_ended(
 
 
 def test_the_store_dies(held_backup: Any, s3: Any, bucket: str, list_backups: Any) -> None:
-    held = held_backup()
+    held = held_backup(BACKUP_STALL_TIMEOUT="1s")  # which also bounds for how long it is asked again
     s3.kill()
     held.gate.release()
     outcome = held.over()

@@ -270,6 +270,19 @@ def test_restore_fault_names_its_option(given, sentence):
         restore(**given)
 
 
+POLICY = dict(
+    keep_last=1, keep_hourly=2, keep_daily=3, keep_weekly=4, keep_monthly=5, keep_yearly=6, keep_within="7d", min_keep=8
+)
+
+
+def test_the_retention_policy_arrives():
+    policy = model.Retention(1, 2, 3, 4, 5, 6, 7 * 86400, 8)
+    assert prune(correlation_id="c", prefix="p", **POLICY) == model.PruneRequest(
+        storage=model.Storage(bucket="b", prefix="p"), database="shop", retention=policy, correlation_id="c"
+    )
+    assert info(details=5, **POLICY)[3:] == (policy, 5)
+
+
 def test_a_verification_as_it_is_asked_for():
     asked = {"backup_key": "latest", "source_db": "shop", "level": "restore", "compare_source": True, "jobs": 3}
     request = verify(login_host="db", **asked)
@@ -277,6 +290,21 @@ def test_a_verification_as_it_is_asked_for():
         "latest", "shop", "restore", True,
     )  # fmt: skip
     assert (request.server.host, request.jobs, verify().level) == ("db", 3, "content")
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"login_db": ""}, "login_db: the database whose backups to prune is not named"),
+        ({"keep_daily": -1}, "keep_daily: -1 is less than 0"),
+        ({"keep_within": "a week"}, "keep_within: 'a week' is not a duration"),
+        ({"min_keep": 0}, "min_keep: the newest good backup is never removed"),
+        ({"bucket": None}, "bucket and directory"),
+    ],
+)
+def test_prune_fault_names_its_option(given, sentence):
+    with pytest.raises(errors.UsageError, match=sentence):
+        prune(**{"keep_last": 1, **given})
 
 
 @pytest.mark.parametrize(
@@ -301,34 +329,6 @@ def test_whom_a_task_tells():
     with pytest.raises(errors.UsageError, match="webhook_url is not a URL") as caught:
         _args.receivers({**params, "webhook_url": "hc.example.com"})
     assert "hc.example" not in str(caught.value)
-
-
-POLICY = dict(
-    keep_last=1, keep_hourly=2, keep_daily=3, keep_weekly=4, keep_monthly=5, keep_yearly=6, keep_within="7d", min_keep=8
-)
-
-
-def test_the_retention_policy_arrives():
-    policy = model.Retention(1, 2, 3, 4, 5, 6, 7 * 86400, 8)
-    assert prune(correlation_id="c", prefix="p", **POLICY) == model.PruneRequest(
-        storage=model.Storage(bucket="b", prefix="p"), database="shop", retention=policy, correlation_id="c"
-    )
-    assert info(details=5, **POLICY)[3:] == (policy, 5)
-
-
-@pytest.mark.parametrize(
-    "given, sentence",
-    [
-        ({"login_db": ""}, "login_db: the database whose backups to prune is not named"),
-        ({"keep_daily": -1}, "keep_daily: -1 is less than 0"),
-        ({"keep_within": "a week"}, "keep_within: 'a week' is not a duration"),
-        ({"min_keep": 0}, "min_keep: the newest good backup is never removed"),
-        ({"bucket": None}, "bucket and directory"),
-    ],
-)
-def test_prune_fault_names_its_option(given, sentence):
-    with pytest.raises(errors.UsageError, match=sentence):
-        prune(**{"keep_last": 1, **given})
 
 
 def test_latest_to_describe_needs_a_database():

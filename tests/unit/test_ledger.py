@@ -21,11 +21,13 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors, health, ledger, listing
+from _pgstream import cli, errors, health, ledger
 from _pgstream.ledger import DIED, FAILURE, RUNNING, SUCCESS, Ledger, LedgerError, Totals
+from _pgstream.listing import known_runs, verified
 from _pgstream.model import BackupResult, PruneResult, RestoreResult
 
 from tests.support.ledger_runs import NOW, run, view
+from tests.support.runs import KeptLog
 
 
 @pytest.fixture
@@ -188,9 +190,8 @@ def test_the_last_verification_of_each_level_is_kept(book: Ledger, monkeypatch: 
 
 def test_what_is_known_of_a_backups_verifications() -> None:
     def level(*runs: Any) -> str:
-        made = [run(status, operation=operation, level=level, started=NOW + number, **more)
-                for number, (operation, status, level, more) in enumerate(runs)]  # fmt: skip
-        found = listing._verified(view(*made).runs)
+        found = verified(view(*[run(status, operation=operation, level=level, started=NOW + number, **more)
+                                for number, (operation, status, level, more) in enumerate(runs)]).runs)  # fmt: skip
         return found["a.sql.gz"].level if "a.sql.gz" in found else ""
 
     good = ("verify", SUCCESS, "restore", {})
@@ -200,6 +201,16 @@ def test_what_is_known_of_a_backups_verifications() -> None:
     assert level(good, ("verify", FAILURE, "content", {"key": "a.sql.gz", "exit_code": 4})) == "restore"
     assert level(good, ("verify", FAILURE, "content", {"key": "b.sql.gz", "exit_code": 6})) == "restore"
     assert level(("restore", SUCCESS, "", {})) == ""
+
+
+def test_a_listing_without_a_ledger_is_a_warning(tmp_path: Path) -> None:
+    log = KeptLog()
+    Ledger(str(tmp_path)).finish(run(operation="verify", level="content"))
+    (known,) = known_runs(str(tmp_path), log)
+    assert verified([known]) == {known.key: known}
+    assert known_runs("", log) == () and log.lines == []
+    assert known_runs(str(tmp_path / "none"), log) == ()
+    assert log.events() == ["ledger_unavailable"]
 
 
 def test_a_ledger_that_is_busy_for_too_long_gives_up(book: Ledger, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def list_backups(
     with ThreadPoolExecutor(_READERS) as pool:
         looked = pool.map(lambda one: one if one.rows is not None else _looked_into(store, one), found[:details])
         found[:details] = list(looked)
-    verified = _verified(runs)
-    found = [_with(one, verified[one.key]) if one.key in verified else one for one in found]
+    good = verified(runs)
+    found = [_with(one, good[one.key]) if one.key in good else one for one in found]
     return _judged(storage, found, policy, now)
 
 
@@ -65,7 +65,7 @@ def known_runs(directory: str, log: Log) -> Sequence[Run]:
         return ()
 
 
-def _verified(runs: Sequence[Run]) -> Dict[str, Run]:
+def verified(runs: Sequence[Run]) -> Dict[str, Run]:
     """The last success by key. A fault found after it takes it back; a server that could not be reached does not."""
     found: Dict[str, Run] = {}
     for run in reversed(runs):

@@ -7,7 +7,7 @@
 A store that is gone is noticed within a bound. Requests before any work has been done give up about 8 s after a refused
 connection, so that a wrong endpoint is told at once; those in the middle of a run about 48 s after, so that the restart
 of a store costs no backup. A store that takes connections and says nothing costs `stall_timeout` for each attempt, but
-none is begun later than 5 minutes after the first: with the default of 60 s at most 6 minutes in all.
+none is begun later than 5 times that after the first: with the default of 60 s it is given up after 6 minutes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from typing import Optional
 
 QUICK = 5  # attempts, before there is work to lose
 PATIENT = 8
-LIMIT = 300.0  # seconds after the first attempt (or after progress) from which on none is begun
+LIMIT = 5  # times `stall_timeout`: after the first attempt, or after progress, the last moment to begin another
 FIRST_WAIT = 0.5  # seconds, doubled each time
 LONGEST_WAIT = 16.0
 
 
 class Retry:
-    """The attempts of one request. Waiting ends early, and with it the attempts, when `stopped` is set."""
+    """The attempts of one request. Waiting ends early, and with it the attempts, when `stopped` is set.
 
-    def __init__(self, attempts: int = QUICK, stopped: Optional[threading.Event] = None) -> None:
+    `stall_timeout` in seconds, as in `Storage`.
+    """
+
+    def __init__(self, stall_timeout: int, attempts: int = QUICK, stopped: Optional[threading.Event] = None) -> None:
         self.patient = attempts > QUICK
+        self._limit = LIMIT * stall_timeout
         self._attempts = attempts
         self._stopped = stopped or threading.Event()
         self.progress()
@@ -41,7 +45,7 @@ class Retry:
     def again(self) -> bool:
         """An attempt failed: wait, and say whether there is to be another."""
         self.failures += 1
-        if self.failures >= self._attempts or time.monotonic() - self._began >= LIMIT:
+        if self.failures >= self._attempts or time.monotonic() - self._began >= self._limit:
             return False
         # Half of it by chance: many that failed at the same moment do not come back at the same moment.
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.failures - 1))

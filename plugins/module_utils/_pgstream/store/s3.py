@@ -87,7 +87,7 @@ class S3Store(Store):
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
         etag = ""
-        retry = Retry(PATIENT)
+        retry = Retry(self.storage.stall_timeout, PATIENT)
         while offset < end:
             failure: Exception = IntegrityError("%s ended %d bytes early" % (key, end - offset))
             try:

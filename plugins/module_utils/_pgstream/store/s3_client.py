@@ -70,7 +70,7 @@ class S3Client:
         self, operation: str, patient: bool = False, stopped: Optional[threading.Event] = None, **arguments: Any
     ) -> Dict[str, Any]:
         """The request, made again after what may pass. `patient` in the middle of a run; `stopped` ends the waiting."""
-        retry = Retry(PATIENT if patient else QUICK, stopped)
+        retry = Retry(self.storage.stall_timeout, PATIENT if patient else QUICK, stopped)
         while True:
             try:
                 return self.once(operation, **arguments)

@@ -140,7 +140,7 @@ class S3Upload(Upload):
             if self._profile.conditional != "honoured":
                 self._require_free()
             arguments["IfNoneMatch"] = "*"
-        retry = Retry(PATIENT)
+        retry = Retry(self._client.storage.stall_timeout, PATIENT)
         doubtful = False
         while True:
             try:
@@ -198,7 +198,7 @@ class S3Upload(Upload):
     def _confirm(self, answer: Dict[str, Any], parts: List[Dict[str, Any]]) -> StoredObject:
         """What is stored is what was sent, as far as the credentials may look."""
         version = answer.get("VersionId", "") or ""
-        retry = Retry()
+        retry = Retry(self._client.storage.stall_timeout)
         found = self._look()
         while not found.head and not found.unknown and retry.again():
             found = self._look()  # some show an object a moment later
