@@ -152,6 +152,13 @@ def test_a_backup_without_its_end_is_not_taken_for_a_plain_dump(shelf: Shelf, le
     assert "end is missing or damaged" in shelf.fault(data[: index.stored_bytes], level)
 
 
+def test_a_backup_without_beginning_and_end_is_none_either(shelf: Shelf) -> None:
+    data = stored("none")
+    index = archive.read_index(lambda offset, length: data[offset : offset + length], len(data))
+    assert index is not None
+    assert "beginning and end are damaged" in shelf.fault(b"x" + data[1 : index.stored_bytes])
+
+
 def test_the_place_is_told(shelf: Shelf) -> None:
     data = stored("gzip")
     index = archive.read_index(lambda offset, length: data[offset : offset + length], len(data))
