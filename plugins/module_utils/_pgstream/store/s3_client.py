@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 
 from ..errors import NoStoreError, StorageError, UsageError
 from ..model import Storage
-from .retry import PATIENT, QUICK, Retry
+from .retry import Retry
 
 try:
     import boto3
@@ -70,7 +70,7 @@ class S3Client:
         self, operation: str, patient: bool = False, stopped: Optional[threading.Event] = None, **arguments: Any
     ) -> Dict[str, Any]:
         """The request, made again after what may pass. `patient` in the middle of a run; `stopped` ends the waiting."""
-        retry = Retry(self.storage.stall_timeout, PATIENT if patient else QUICK, stopped)
+        retry = Retry(self.storage.stall_timeout, patient, stopped)
         while True:
             try:
                 return self.once(operation, **arguments)
