@@ -221,6 +221,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(s3: FakeS3, st
     s3.buckets["b"]["k"] = Stored(b"b" * MIB, "new")
     with pytest.raises(IntegrityError, match="k was replaced while it was read"):
         list(pieces)
+    assert s3.log[-1] == ("GetObject", "k", 412 if conditional == "honoured" else 206)
 
 
 def test_a_store_that_ignores_ranges(s3: FakeS3, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +369,17 @@ def test_an_etag_of_other_parts(s3: FakeS3, store: S3Store) -> None:
     boto = store.client.boto
     boto.meta.events.register("after-call.s3.CompleteMultipartUpload", lambda parsed, **_: parsed.update(ETag=wrong))
     with pytest.raises(IntegrityError, match="its parts make [0-9a-f]{32}-3"):
+        put(store, bytes(2500))
+    assert s3.keys("b") == []
+
+
+def test_an_etag_of_another_number_of_parts(s3: FakeS3, store: S3Store) -> None:
+    """That much is asked of any store whose ETags look like Amazon's."""
+    s3.server_header, wrong = "unknown", "0" * 32 + "-2"
+    s3.on_request = lambda operation, _key: _give_etag(s3, wrong) if operation == "HeadObject" else None
+    boto = store.client.boto
+    boto.meta.events.register("after-call.s3.CompleteMultipartUpload", lambda parsed, **_: parsed.update(ETag=wrong))
+    with pytest.raises(IntegrityError, match="an ETag of 2 parts, 3 were sent"):
         put(store, bytes(2500))
     assert s3.keys("b") == []
 

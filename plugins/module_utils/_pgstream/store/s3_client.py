@@ -28,7 +28,7 @@ try:
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError as TransportError
 
-    FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError)
+    FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError, ResponseParserError)
     # Connections that did not come about or broke; ResponseParserError is an answer in XML that ended too early.
     BROKEN: Tuple[Type[BaseException], ...] = (
         NotConnected, HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError
