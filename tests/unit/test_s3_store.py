@@ -37,6 +37,7 @@ from _pgstream.store.s3 import S3Store
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
+    ConnectTimeoutError,
     EndpointConnectionError,
     IncompleteReadError,
     NoCredentialsError,
@@ -44,6 +45,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 from moto.server import ThreadedMotoServer
 
 MIB = 1 << 20
@@ -756,6 +758,27 @@ def test_what_stands_before_the_store(fake: S3Store, client: Client, error: Base
     client.faults["head_bucket"] = failing(error)
     with pytest.raises(StorageError, match=hint):
         fake.begin("k", False)
+
+
+@pytest.mark.parametrize("error,quick,patient", [
+    (ConnectTimeoutError(endpoint_url="http://x"), 1, retry.PATIENT),  # the kernel itself asked for a minute
+    (SSLError(endpoint_url="https://x", error="certificate verify failed: self-signed"), 1, 1),
+    (SSLError(endpoint_url="https://x", error="EOF occurred in violation of protocol"), retry.QUICK, retry.PATIENT),
+    (NoCredentialsError(), 1, 1),
+    (ResponseParserError("Unable to parse response, invalid XML received"), retry.QUICK, retry.PATIENT),
+], ids=["connecting", "certificate", "cut off", "credentials", "half an answer"])  # fmt: skip
+def test_what_is_worth_another_attempt(
+    fake: S3Store, client: Client, error: BaseException, quick: int, patient: int
+) -> None:
+    upload = begun(fake)
+    client.faults["upload_part"] = client.faults["create_multipart_upload"] = failing(error)
+    client.calls.clear()
+    with pytest.raises(StorageError):
+        upload.commit()
+    assert client.calls.count("upload_part") == patient
+    with pytest.raises(StorageError):
+        fake.begin("k", False)
+    assert client.calls.count("create_multipart_upload") == quick
 
 
 def test_a_forbidden_bucket_is_told_by_the_next_request(fake: S3Store, client: Client) -> None:

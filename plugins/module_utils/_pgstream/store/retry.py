@@ -4,10 +4,12 @@
 
 """How often a request to a store is made again, and how long between. The one place where that is decided.
 
-A store that is gone is noticed within a bound. Requests before any work has been done give up about 8 s after a refused
-connection, so that a wrong endpoint is told at once; those in the middle of a run about 48 s after, so that the restart
-of a store costs no backup. A store that takes connections and says nothing costs `stall_timeout` for each attempt, but
-none is begun later than 5 times that after the first: with the default of 60 s it is given up after 6 minutes.
+A store that is gone is noticed within a bound. A quick request, as those before any work and those that clean up, is
+given up 8 s after a refused connection at the most, so that a wrong endpoint is told at once; a patient one, as parts,
+reads and the completing call, after 48 s, so that the restart of a store costs no backup. A store that takes
+connections and says nothing costs `stall_timeout` for each attempt: a quick request is begun twice, a patient one for
+5 times that. With the default of 60 s that is 2 and 6 minutes, and about 13 for a store that falls silent at the very
+commit, where the completing call, looks at the object and the abort follow each other.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import threading
 import time
 from typing import Optional
 
-QUICK = 5  # attempts, before there is work to lose
+QUICK = 5  # attempts
 PATIENT = 8
-LIMIT = 5  # times `stall_timeout`: after the first attempt, or after progress, the last moment to begin another
+QUICK_LIMIT = 2  # times `stall_timeout`: after the first attempt, or after progress, the last moment to begin another
+PATIENT_LIMIT = 5
 FIRST_WAIT = 0.5  # seconds, doubled each time
 LONGEST_WAIT = 16.0
 
@@ -30,10 +33,10 @@ class Retry:
     `stall_timeout` in seconds, as in `Storage`.
     """
 
-    def __init__(self, stall_timeout: int, attempts: int = QUICK, stopped: Optional[threading.Event] = None) -> None:
-        self.patient = attempts > QUICK
-        self._limit = LIMIT * stall_timeout
-        self._attempts = attempts
+    def __init__(self, stall_timeout: int, patient: bool = False, stopped: Optional[threading.Event] = None) -> None:
+        self.patient = patient
+        self._attempts = PATIENT if patient else QUICK
+        self._limit = (PATIENT_LIMIT if patient else QUICK_LIMIT) * stall_timeout
         self._stopped = stopped or threading.Event()
         self.progress()
 

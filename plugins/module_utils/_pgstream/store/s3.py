@@ -14,7 +14,7 @@ from ..errors import IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
 from . import Deletion, Store, StoredObject, Upload, profiles
-from .retry import PATIENT, Retry
+from .retry import Retry
 from .s3_client import HINTS, READ_FAULTS, S3Client, code_of, may_pass, status_of, translate
 from .s3_delete import content_md5, delete_many
 from .s3_upload import RUN_TOKEN, S3Upload
@@ -87,7 +87,7 @@ class S3Store(Store):
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
         etag = ""
-        retry = Retry(self.storage.stall_timeout, PATIENT)
+        retry = Retry(self.storage.stall_timeout, patient=True)
         while offset < end:
             failure: Exception = IntegrityError("%s ended %d bytes early" % (key, end - offset))
             try:

@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 
 from ..errors import NoStoreError, StorageError, UsageError
 from ..model import Storage
-from .retry import PATIENT, QUICK, Retry
+from .retry import Retry
 
 try:
     import boto3
@@ -28,7 +28,7 @@ try:
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError as TransportError
 
-    FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError)
+    FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError, ResponseParserError)
     # Connections that did not come about or broke; ResponseParserError is an answer in XML that ended too early.
     BROKEN: Tuple[Type[BaseException], ...] = (
         NotConnected, HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError
@@ -70,7 +70,7 @@ class S3Client:
         self, operation: str, patient: bool = False, stopped: Optional[threading.Event] = None, **arguments: Any
     ) -> Dict[str, Any]:
         """The request, made again after what may pass. `patient` in the middle of a run; `stopped` ends the waiting."""
-        retry = Retry(self.storage.stall_timeout, PATIENT if patient else QUICK, stopped)
+        retry = Retry(self.storage.stall_timeout, patient, stopped)
         while True:
             try:
                 return self.once(operation, **arguments)

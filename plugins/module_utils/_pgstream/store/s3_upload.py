@@ -12,14 +12,14 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from ..errors import Cancelled, IntegrityError, StorageError
 from ..events import rfc3339
 from ..plan import part_size
 from . import StoredObject, Upload
 from .profiles import Profile
-from .retry import PATIENT, Retry
+from .retry import Retry
 from .s3_client import PartBody, S3Client, code_of, may_pass, status_of
 
 SMALLEST_PART = 8 << 20  # bytes; most stores allow 5 MiB
@@ -140,7 +140,7 @@ class S3Upload(Upload):
             if self._profile.conditional != "honoured":
                 self._require_free()
             arguments["IfNoneMatch"] = "*"
-        retry = Retry(self._client.storage.stall_timeout, PATIENT)
+        retry = Retry(self._client.storage.stall_timeout, patient=True)
         doubtful = False
         while True:
             try:
@@ -150,7 +150,7 @@ class S3Upload(Upload):
                     self._require_free()
                     del arguments["IfNoneMatch"]
                     continue
-                found = self._look()
+                found = self._look(self._client.once)  # this loop is the one that asks again
                 if found.ours:
                     return found.head
                 taken = status_of(error) == 412 or (found.head and not self._overwrite)
@@ -186,9 +186,9 @@ class S3Upload(Upload):
         if found.head and not found.ours:
             raise StorageError("%s exists already" % self._key, hint="Another run wrote %s meanwhile." % self._key)
 
-    def _look(self) -> _Found:
+    def _look(self, ask: Optional[Callable[..., Dict[str, Any]]] = None) -> _Found:
         try:
-            head = self._client.call("head_object", Key=self._key, patient=True)
+            head = (ask or self._client.call)("head_object", Key=self._key)
         except StorageError as error:
             return _Found({}, False, "" if status_of(error) == 404 else error.message, status_of(error) == 403)
         # Some stores give metadata names back in other letters.
