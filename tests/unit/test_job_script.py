@@ -22,7 +22,11 @@ LIB = Path(__file__).resolve().parents[2] / "docker" / "lib"
 #: Notes its arguments and database; exits with what a file named after verb and database says.
 ENGINE = """#!/bin/sh
 echo "$POSTGRES_DB $*" >> "$HOME_OF_TEST/calls"
-[ ! -e "$HOME_OF_TEST/hang" ] || { touch "$HOME_OF_TEST/hangs"; trap 'exit 143' TERM; while :; do sleep 0.05; done; }
+if [ -e "$HOME_OF_TEST/hang" ]; then
+    trap 'exit "$(cat "$HOME_OF_TEST/hang")"' TERM
+    touch "$HOME_OF_TEST/hangs"
+    while :; do sleep 0.05; done
+fi
 exit "$(cat "$HOME_OF_TEST/$1-$POSTGRES_DB" 2> /dev/null || echo 0)"
 """
 
@@ -125,11 +129,12 @@ def test_a_pruning_that_fails_is_told_and_stops_no_other(job: Job) -> None:
     }  # fmt: skip
 
 
-def test_a_stopped_job_does_not_go_on_to_prune(job: Job) -> None:
-    (job.home / "hang").touch()
+@pytest.mark.parametrize("status", [143, 0], ids=["ended", "done before it could be ended"])
+def test_a_stopped_job_does_not_go_on_to_prune(job: Job, status: int) -> None:
+    (job.home / "hang").write_text(str(status))
     process = job.start("backup", BACKUP_KEEP_LAST="3", BACKUP_DATABASES="shop crm")
     wait_until((job.home / "hangs").exists, "the engine at work")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 143 and job.calls == ["shop backup"]
+    assert process.returncode == status and job.calls == ["shop backup"]
     assert list((job.home / "run" / "private" / "jobs").iterdir()) == []

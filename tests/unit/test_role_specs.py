@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -97,6 +98,54 @@ def test_the_playbooks_call_things_by_the_same_names():
     }
     assert len(shared) > 10
     assert shared - known == set()
+
+
+def played(tmp_path, tasks, **variables):
+    """Run tasks on this machine with the role's defaults, vars and these variables; status and output."""
+    given = {**DEFAULTS, **load("vars/main.yml"), "pgbackup_secret_files": {"results": []}, **variables}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": given, "tasks": tasks}
+    (tmp_path / "play.json").write_text(json.dumps([play]))
+    (tmp_path / "ansible.cfg").touch()
+    env = dict(os.environ, ANSIBLE_CONFIG=str(tmp_path / "ansible.cfg"), ANSIBLE_HOME=str(tmp_path), LC_ALL="C.UTF-8")
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    done = subprocess.run(
+        [program, str(tmp_path / "play.json")], env=env, capture_output=True, text=True, check=False, cwd=str(tmp_path)
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_retention_policy_reaches_the_container(tmp_path):
+    """Rules that are not set are not in the file; nothing of it is a policy by default."""
+    source, target = str(ROLE / "templates" / "compose.yml.j2"), tmp_path / "compose.yml"
+    task = {"ansible.builtin.template": {"src": source, "dest": str(target), "mode": "0600"}}
+    python = {"ansible_python_interpreter": sys.executable, "pgbackup_databases": ["shop"], "ansible_managed": ""}
+
+    def environment(**variables):
+        status, output = played(tmp_path, [task], **python, **variables)
+        assert status == 0, output
+        found = yaml.safe_load(target.read_text())["services"]["pgbackup"]["environment"]
+        return {name: value for name, value in found.items() if "KEEP" in name}
+
+    assert environment() == {"BACKUP_MIN_KEEP": "1"}
+    rules = {name: 3 for name in DEFAULTS if re.match(r"pgbackup_(keep|min_keep)", name)}
+    assert len(rules) == 8
+    given = environment(**{**rules, "pgbackup_keep_within": "14d"})
+    assert given == {**{name[len("pg") :].upper(): "3" for name in rules}, "BACKUP_KEEP_WITHIN": "14d"}
+
+
+def test_a_policy_that_cannot_be_is_refused_before_anything_is_changed(tmp_path):
+    preflight = load("tasks/preflight.yml")[:1]
+    good = {
+        "pgbackup_databases": ["shop"],
+        "pgbackup_login_host": "db",
+        "pgbackup_login_user": "u",
+        "pgbackup_bucket": "b",
+    }
+    assert played(tmp_path, preflight, **good, pgbackup_keep_daily=7, pgbackup_keep_within="14d")[0] == 0
+    status, output = played(tmp_path, preflight, **good, pgbackup_keep_daily=-1, pgbackup_keep_within="14 days")
+    assert status != 0 and "pgbackup_keep_last and its like must not be negative" in output
+    assert "pgbackup_keep_within must be a time such as 36h or 14d" in output
+    assert played(tmp_path, preflight, **good, pgbackup_min_keep=0)[0] != 0
 
 
 # --- the build context ------------------------------------------------------------------------------------------------
