@@ -70,8 +70,9 @@ def log(container):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def finished(container):
-    return [(line["database"], line["exit_code"]) for line in log(container) if line["event"] == "job_finished"]
+def finished(container, verb="backup"):
+    lines = [line for line in log(container) if line["event"] == "job_finished" and line["verb"] == verb]
+    return [(line["database"], line["exit_code"]) for line in lines]
 
 
 def get(address):
@@ -140,6 +141,20 @@ def test_prometheus_scrapes_the_metrics():
     assert prometheus('up{job="pgbackup"}') == {"": 1.0}
     testing.wait_for("a listing", lambda: set(prometheus("pgbackup_bucket_bytes > 0")) == {"shop", "crm"})
     assert prometheus("pgbackup_last_backup_rows") == {"shop": 61000.0, "crm": 61000.0}
+
+
+def test_backups_are_verified_on_a_schedule_of_their_own():
+    testing.wait_for("verifications", lambda: {("shop", 0), ("crm", 0)} <= set(finished(BACKUP, "verify")))
+    good = 'pgbackup_last_verification_success{level="content"} == 1'
+    testing.wait_for("a scrape", lambda: set(prometheus(good)) == {"shop", "crm"})
+
+
+def test_what_the_policy_does_not_keep_is_removed():
+    def removed():
+        return {line["key"].partition("_20")[0] for line in log(BACKUP) if line["event"] == "backup_removed"}
+
+    testing.wait_for("removals", lambda: removed() == {"shop", "crm"})
+    assert set(finished(BACKUP, "prune")) == {("shop", 0), ("crm", 0)}
 
 
 def test_metrics_are_served_to_this_machine_only():
