@@ -127,10 +127,11 @@ def test_the_retention_policy_reaches_the_container(tmp_path):
         return {name: value for name, value in found.items() if "KEEP" in name}
 
     assert environment() == {"BACKUP_MIN_KEEP": "1"}
-    rules = {name: 3 for name in DEFAULTS if re.match(r"pgbackup_(keep|min_keep)", name)}
+    names = [name for name in DEFAULTS if re.match(r"pgbackup_(keep|min_keep)", name)]
+    rules = {name: number for number, name in enumerate(names, 3)}
     assert len(rules) == 8
     given = environment(**{**rules, "pgbackup_keep_within": "14d"})
-    assert given == {**{name[len("pg") :].upper(): "3" for name in rules}, "BACKUP_KEEP_WITHIN": "14d"}
+    assert given == {**{name[len("pg") :].upper(): str(rules[name]) for name in rules}, "BACKUP_KEEP_WITHIN": "14d"}
 
 
 def test_a_policy_that_cannot_be_is_refused_before_anything_is_changed(tmp_path):
