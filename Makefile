@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# make test     everything that CI runs: lint, then the unit and integration tests
+# make test     everything that CI runs: lint, then the unit, integration and fault tests
 # make demo     a backup and a restore to look at
 # make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
@@ -21,7 +21,7 @@ PY := $(VENV)/bin/python
 PYTHON ?=
 PYTEST_ARGS ?=
 SCENARIOS ?= default role faults
-SUITES = $(wildcard tests/unit tests/integration)
+SUITES = $(wildcard tests/unit tests/integration tests/faults)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help venv test lint demo images container molecule majors clean
