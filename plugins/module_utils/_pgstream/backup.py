@@ -51,6 +51,7 @@ def back_up(request: BackupRequest, log: Log) -> BackupResult:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
     try:
+        catalog.sweep(store, log)
         return _Run(request, log, start, key, leader, clients, upload).run()
     finally:
         leader.close()
@@ -62,7 +63,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     if existing is not None:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
-    upload.abort()
+    _abort(upload, log)
     with leader, stage("validation"):
         _locked, facts = _lock_and_measure(leader, request)
     return BackupResult(

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from . import archive
 from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
+from .events import Log
 from .model import EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
@@ -58,6 +59,23 @@ def parse_key(key: str) -> Tuple[str, str]:
     except ValueError:  # the 31st of February, say: looks like a time and is none
         pass
     return "", ""
+
+
+def is_templated(storage: Storage, key: str) -> bool:
+    """Whether `new_key` makes such keys under this prefix."""
+    name = key.rsplit("/", 1)[-1]
+    return bool(parse_key(name)[1]) and key == whole_key(storage, name)
+
+
+def sweep(store: Store, log: Log) -> None:
+    """What killed runs left unfinished would stay, and be paid for. Credentials that only write cannot look for it."""
+    try:
+        swept = store.sweep(lambda key: is_templated(store.storage, key))
+    except BackupError as error:
+        log.info("not_swept", message=error.sentence())
+        return
+    if swept:
+        log.info("swept", keys=swept)
 
 
 def parse_time(text: str) -> datetime:

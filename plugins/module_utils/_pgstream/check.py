@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, Sequence, Tuple
 
 from .clients import find_clients
-from .errors import BackupError
+from .errors import BackupError, StorageError
 from .events import Log
 from .model import CheckResult, Finding, Server, Storage
 from .postgres import Leader, place, user_tables
@@ -18,6 +18,29 @@ from .store import open_store
 
 def check(server: Server, storage: Storage, database: str, log: Log) -> CheckResult:
     """Try server, client programs and store; leaves nothing behind. Never raises for what it looks at."""
+    of_server = _server(server, database)
+    try:
+        of_store = open_store(storage).check()
+    except BackupError as error:
+        of_store = [Finding("store reachable", False, error.sentence())]
+    exit_code = 1 if _faults(of_server) else StorageError.exit_code if _faults(of_store) else 0
+    findings = (*of_server, *of_store)
+    return CheckResult(exit_code == 0, findings, _conclusions(findings), exit_code, log.correlation_id)
+
+
+def _faults(findings: Sequence[Finding]) -> List[Finding]:
+    """What makes a backup fail."""
+    return [each for each in findings if each.ok is False and each.needed]
+
+
+def _conclusions(findings: Sequence[Finding]) -> Tuple[str, ...]:
+    faults = _faults(findings)
+    first = "a backup would fail: %s" % ", ".join(each.name for each in faults) if faults else "backup works"
+    costs = ["%s fails: %s" % (each.name, each.follows) for each in findings if each.ok is False and each.follows]
+    return (first, *costs)
+
+
+def _server(server: Server, database: str) -> List[Finding]:
     findings: List[Finding] = []
     try:
         with Leader(server, database) as leader:
@@ -32,11 +55,7 @@ def check(server: Server, storage: Storage, database: str, log: Log) -> CheckRes
             )
     except BackupError as error:
         findings.append(Finding("client programs" if findings else "server reachable", False, error.sentence()))
-    try:
-        findings += open_store(storage).check()
-    except BackupError as error:
-        findings.append(Finding("store reachable", False, error.sentence()))
-    return CheckResult(all(each.ok for each in findings), tuple(findings), log.correlation_id)
+    return findings
 
 
 def _tables(leader: Leader) -> Finding:

@@ -27,7 +27,7 @@ from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO
 from urllib.parse import quote
 
 from . import config
-from .errors import BackupError, Interrupted, UsageError
+from .errors import BackupError, Interrupted, StorageError, UsageError
 from .events import new_correlation_id, utc_now
 from .model import COMPRESSIONS, ENGINE_VERSION, BackupInfo, Filters, Finding, RestoreRequest, Server, Storage
 from .progress import TerminalLog, amount, is_terminal, printable
@@ -255,10 +255,13 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     from . import check
 
     result = check.check(server, storage, database, log)
-    bad = ["%s: %s" % (finding.name, finding.detail) for finding in result.findings if not finding.ok]
-    failure = None if result.ok else BackupError("; ".join(bad) or "the check did not pass", stage="check")
+    failure = None
+    if not result.ok:
+        bad = ["%s: %s" % (each.name, each.detail) for each in result.findings if each.ok is False and each.needed]
+        kind = StorageError if result.exit_code == StorageError.exit_code else BackupError
+        failure = kind("; ".join(bad) or "the check did not pass", stage="check")
     fields = {**asdict(result), "correlation_id": log.correlation_id}
-    return Outcome(fields, _finding_table(result.findings), failure)
+    return Outcome(fields, "\n".join([_finding_table(result.findings), *result.conclusions]), failure)
 
 
 def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
@@ -293,7 +296,8 @@ def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
 
 
 def _finding_table(findings: Sequence[Finding]) -> str:
-    return _table([["ok" if one.ok else "FAULT", one.name, one.detail] for one in findings])
+    marks = {True: "ok", None: "-"}
+    return _table([[marks.get(one.ok, "FAULT" if one.needed else "no"), one.name, one.detail] for one in findings])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -54,6 +54,7 @@ class Storage:
     checksums: str = "when_required"  # when_required, when_supported
     encryption_mode: str = ""  # "", AES256, aws:kms
     encryption_kms_key_id: str = ""
+    stall_timeout: int = 60  # seconds without a byte, in either direction, after which a request is given up
 
     @property
     def root(self) -> str:
@@ -257,17 +258,21 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check: what was looked at, whether it is good, and what was seen."""
+    """One line of a check: what was looked at, whether it is good (None: not tried), and what was seen."""
 
     name: str
-    ok: bool
+    ok: Optional[bool]
     detail: str
+    needed: bool = True  # without it a backup fails
+    follows: str = ""  # what does not work without it
 
 
 @dataclass(frozen=True)
 class CheckResult:
     ok: bool
     findings: Tuple[Finding, ...]
+    conclusions: Tuple[str, ...] = ()  # sentences: what works, and what follows from what does not
+    exit_code: int = 0
     correlation_id: str = ""
     operation: str = "check"
     changed: bool = False

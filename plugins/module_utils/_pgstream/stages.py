@@ -36,7 +36,10 @@ def all_faults(*checks: Callable[[], Any]) -> List[Any]:
         for opened in result if isinstance(result, tuple) else (result,):
             for undo in ("abort", "close"):
                 if hasattr(opened, undo):
-                    getattr(opened, undo)()
+                    try:
+                        getattr(opened, undo)()
+                    except BackupError as error:  # told after the first cause, not instead of it
+                        faults.append(error)
     first = faults[0]
     for other in faults[1:]:
         first.hint = ("%s Also: %s" % (first.hint, other.sentence())).strip()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import IntegrityError, UsageError
 from ..model import Finding, Storage
@@ -69,7 +69,7 @@ class Store:
         return data
 
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
-        """That range in pieces, resumed where a connection broke."""
+        """That range in pieces, resumed where a connection broke. IntegrityError where the object was replaced."""
         raise NotImplementedError
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
@@ -78,8 +78,13 @@ class Store:
     def delete(self, key: str, version_id: str = "") -> None:
         raise NotImplementedError
 
+    def sweep(self, ours: Callable[[str], bool]) -> List[str]:
+        """Remove what killed runs left unfinished under keys that are `ours`, unless a run may be at it; the keys.
+        StorageError where the credentials may not do that: no reason to fail a backup."""
+        raise NotImplementedError
+
     def check(self) -> List[Finding]:
-        """Try what a backup and a restore need, leaving nothing behind."""
+        """Try what a backup and a restore need, leaving nothing behind. NoStoreError where there is no store."""
         raise NotImplementedError
 
 

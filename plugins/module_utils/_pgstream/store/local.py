@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from datetime import datetime, timezone
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import BackupError, IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
@@ -19,6 +20,7 @@ from . import Store, StoredObject, Upload
 
 PIECE = 1 << 20  # bytes read at a time
 _TEMPORARY = ".pgstream-partial"  # suffix; the name also starts with a dot, so that no listing shows it
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9]+\.[0-9a-f]{8}" + re.escape(_TEMPORARY))
 
 
 class LocalStore(Store):
@@ -38,7 +40,6 @@ class LocalStore(Store):
         path = self._path(key)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            _sweep(os.path.dirname(path))
             return _LocalUpload(key, path, overwrite)
         except OSError as error:
             raise _translate(error) from error
@@ -90,18 +91,41 @@ class LocalStore(Store):
         except OSError as error:
             raise _translate(error) from error
 
-    def check(self) -> List[Finding]:
-        findings = []
+    def sweep(self, ours: Callable[[str], bool]) -> List[str]:
+        """Whatever its age: a lock on the file tells whether its writer lives."""
+        directory = os.path.join(self._root, self.storage.prefix)
+        swept = []
         try:
-            upload = self.begin(os.path.join(self.storage.prefix, "pgstream-check"), True)
-            upload.write([b"check"])
-            upload.abort()
-            findings.append(Finding("store writable", True, self._root))
+            for name in sorted(os.listdir(directory)):
+                match = _TEMPORARY_NAME.fullmatch(name)
+                key = os.path.join(self.storage.prefix, match.group(1)) if match else ""
+                if key and ours(key) and _remove_abandoned(os.path.join(directory, name)):
+                    swept.append(key)
+        except FileNotFoundError:
+            pass  # no backup was made yet
+        except OSError as error:
+            raise _translate(error) from error
+        return swept
+
+    def check(self) -> List[Finding]:
+        key = os.path.join(self.storage.prefix, ".pgstream-check-" + os.urandom(4).hex())
+        try:
+            upload = self.begin(key, False)
+            try:
+                upload.write([b"check"])
+                upload.commit()
+                readable = self.read(key, 1, 3) == b"hec"
+            finally:
+                upload.abort()
+                self.delete(key)
             free = os.statvfs(self._root)
-            findings.append(Finding("store space", True, "%d bytes free" % (free.f_bavail * free.f_frsize)))
         except BackupError as error:
-            findings.append(Finding("store writable", False, error.sentence()))
-        return findings
+            return [Finding("store writable", False, error.sentence())]
+        return [
+            Finding("store writable", True, self._root),
+            Finding("store readable", readable, self._root, needed=False, follows="restore will not work"),
+            Finding("store space", True, "%d bytes free" % (free.f_bavail * free.f_frsize)),
+        ]
 
 
 class _LocalUpload(Upload):
@@ -189,23 +213,20 @@ def _locked_file(path: str) -> int:
         os.close(descriptor)
 
 
-def _sweep(directory: str) -> None:
-    """Remove the temporary files of writers that died."""
-    for name in os.listdir(directory):
-        if not (name.startswith(".") and name.endswith(_TEMPORARY)):
-            continue
-        path = os.path.join(directory, name)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        except OSError:
-            pass  # its writer lives
-        finally:
-            os.close(descriptor)
+def _remove_abandoned(path: str) -> bool:
+    """Remove a temporary file whose writer died; False if it lives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False  # gone meanwhile, or another user's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _raise(error: OSError) -> None:
