@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
-from ._pgstream.errors import BackupError
+from ._pgstream.errors import BackupError, UnexpectedError
 from ._pgstream.events import Log
 from ._pgstream.model import BackupInfo, BackupResult, Index, RestoreResult, Storage
 
@@ -44,8 +44,10 @@ def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleMod
         answer = work(module, log)
     except BackupError as error:
         log.hand_over(module)
+        trace = {"exception": traceback.format_exc()} if isinstance(error, UnexpectedError) else {}
         module.fail_json(
             msg=error.sentence(),
+            **trace,
             stage=error.stage,
             exit_code=error.exit_code,
             hint=error.hint,

@@ -149,7 +149,7 @@ LOCAL = [
     Cell("tail", "SIGKILL", KILLED),
 ]
 OLDER = "fault_source_2020-01-01T00:00:00Z.sql.gz"  # somebody's, not to be touched
-QUICK = {"BACKUP_COMPRESSION_LEVEL": "1", "PGSTREAM_READ_TIMEOUT": "1"}
+QUICK = {"BACKUP_COMPRESSION_LEVEL": "1"}
 
 
 def jobs(cell: Cell) -> str:

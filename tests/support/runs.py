@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from _pgstream.events import Log
 from _pgstream.model import BackupRequest, BackupResult, RestoreRequest, RestoreResult, Server, Storage
 
-TIMEOUT = 12.0  # seconds until a condition that does not come is a failure; nothing waits that long otherwise
+TIMEOUT = 120.0  # seconds until a condition that does not come is a failure; nothing waits that long otherwise
 POLL = 0.02
 APPLICATION = "pgstream.backup"  # what the engine's sessions call themselves
 _FOREIGN = ("PG", "POSTGRES_", "AWS_", "RCLONE_", "BACKUP_")

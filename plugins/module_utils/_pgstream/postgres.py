@@ -207,7 +207,8 @@ def place(server: Server) -> str:
 def translate(error: Any) -> BackupError:
     """A psycopg2 error as one sentence of the server's, with a hint where a common cause is known."""
     diagnostics = error.diag
-    text = diagnostics.message_primary or str(error).strip() or type(error).__name__
+    # Without the server's word it is libpq's, whose first line says it; the others guess.
+    text = diagnostics.message_primary or str(error).strip().partition("\n")[0] or type(error).__name__
     if diagnostics.message_detail:
         text = "%s (%s)" % (text, diagnostics.message_detail)
     code = error.pgcode or ""

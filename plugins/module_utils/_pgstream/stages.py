@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List
 
-from .errors import BackupError, Interrupted
+from .errors import BackupError, Interrupted, UnexpectedError
 
 
 @contextmanager
@@ -19,6 +19,12 @@ def stage(name: str) -> Iterator[None]:
         yield
     except (BackupError, Interrupted) as error:
         raise error.at(name)  # noqa: B904 - it is the same error
+    except MemoryError as error:
+        raise BackupError("out of memory", stage=name, hint="Give the run more memory, or fewer jobs.") from error
+    except ImportError:
+        raise  # a package is missing: the edge says which
+    except Exception as error:
+        raise UnexpectedError("unexpected %s: %s" % (type(error).__name__, error), stage=name) from error
 
 
 def all_faults(*checks: Callable[[], Any]) -> List[Any]:

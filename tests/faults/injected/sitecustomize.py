@@ -5,13 +5,14 @@
 """What the tests of faults change inside of the command: Python imports this at its start, where PYTHONPATH names it.
 
 PGSTREAM_FAULT=compressor      the compressor raises after two MiB
-PGSTREAM_READ_TIMEOUT=SECONDS  how long the S3 client waits for an answer
+PGSTREAM_STALL=SECONDS         how long the S3 client waits for an answer
 Always: the pauses between two attempts of an S3 request are short. Their number stays.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 
 def _failing_compressor() -> None:
@@ -28,27 +29,21 @@ def _failing_compressor() -> None:
     codec._Gzip.compress = compress
 
 
-def _impatient_s3(seconds: float) -> None:
-    from botocore.config import Config
+def _impatient_s3(seconds: int) -> None:
+    from _pgstream import config
 
-    whole = Config.__init__
-
-    def begin(self, *arguments, **options):  # type: ignore[no-untyped-def]
-        if "read_timeout" in options:
-            options["read_timeout"] = seconds
-        whole(self, *arguments, **options)
-
-    Config.__init__ = begin
+    whole = config._s3
+    config._s3 = lambda *arguments: replace(whole(*arguments), stall_timeout=seconds)
 
 
 def _short_pauses() -> None:
-    from botocore.retries.standard import ExponentialBackoff
+    from _pgstream.store import retry
 
-    ExponentialBackoff.delay_amount = lambda self, context: 0.02
+    retry.FIRST_WAIT = retry.LONGEST_WAIT = 0.02
 
 
 _short_pauses()
 if os.environ.get("PGSTREAM_FAULT") == "compressor":
     _failing_compressor()
-if os.environ.get("PGSTREAM_READ_TIMEOUT"):
-    _impatient_s3(float(os.environ["PGSTREAM_READ_TIMEOUT"]))
+if os.environ.get("PGSTREAM_STALL"):
+    _impatient_s3(int(os.environ["PGSTREAM_STALL"]))
