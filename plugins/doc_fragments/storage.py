@@ -77,6 +77,12 @@ options:
     description: KMS key to encrypt with. Only with O(encryption_mode=aws:kms). When not given, the account's default
       key is used.
     type: str
+  stall_timeout:
+    description:
+      - How long a request to the bucket may go without a single byte in either direction, such as V(60s) or V(5m).
+      - Then it is made again on a new connection; a bucket that stays silent fails the task five minutes after that.
+    type: str
+    default: 60s
 requirements:
   - boto3 for the Python of the target host, if O(bucket) is used
   - Python 3.9 or newer on the target host

@@ -65,6 +65,7 @@ STORAGE_OPTIONS: Spec = {
     },
     "encryption_mode": {"type": "str", "default": "none", "choices": ["none", "AES256", "aws:kms"]},
     "encryption_kms_key_id": {"type": "str", "no_log": False},  # a key's name
+    "stall_timeout": {"type": "str", "default": "%ds" % Storage.stall_timeout},
 }
 
 BACKUP_OPTIONS: Spec = {
@@ -281,6 +282,7 @@ def _storage(params: Params, faults: _Faults) -> Storage:
     encryption_mode = "" if params["encryption_mode"] == "none" else params["encryption_mode"]
     endpoint_url = _text(params, "endpoint_url")
     kms_key = _text(params, "encryption_kms_key_id")
+    stall_timeout = faults.seconds(params, "stall_timeout") or Storage.stall_timeout
     faults.add_if(bool(bucket) == bool(directory), "bucket and directory: give exactly one of them")
     faults.add_if("/" in bucket, "bucket: give the name alone, its path goes into prefix")
     rooted = os.path.isabs(directory) and directory.strip("/")
@@ -309,6 +311,7 @@ def _storage(params: Params, faults: _Faults) -> Storage:
         checksums=params["checksums"],
         encryption_mode=encryption_mode,
         encryption_kms_key_id=kms_key,
+        stall_timeout=stall_timeout,
     )
 
 

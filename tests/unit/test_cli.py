@@ -257,15 +257,27 @@ def test_age(seconds: int, text: str) -> None:
 
 def test_check_failure_prints_findings_and_exits_1(fake: Fake, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("check")[0] == 0
-    fake.check_result = CheckResult(False, (Finding("server", True, "15"), Finding("bucket", False, "no such bucket")))
+    findings = (
+        Finding("server", True, "15"), Finding("bucket", False, "no such bucket"),
+        Finding("listing", False, "denied", needed=False, follows="latest"), Finding("reading", None, "not tried"),
+    )  # fmt: skip
+    fake.check_result = CheckResult(False, findings, ("a backup would fail: bucket",), exit_code=1)
     status, out, err = run("check")
     assert status == 1
     assert out[-1]["operation"] == "check" and out[-1]["ok"] is False and out[-1]["correlation_id"]
-    assert "bucket: no such bucket" in err[-1]["message"] and "server" not in err[-1]["message"]
+    assert err[-1]["message"] == "Failed during check: bucket: no such bucket"  # what a backup needs, and no more
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     cli.main(["check"], ENVIRON)
-    assert terminal.getvalue().splitlines() == ["ok     server  15", "FAULT  bucket  no such bucket"]
+    assert terminal.getvalue().splitlines() == [
+        "ok     server   15",
+        "FAULT  bucket   no such bucket",
+        "no     listing  denied",
+        "-      reading  not tried",
+        "a backup would fail: bucket",
+    ]
+    fake.check_result = CheckResult(False, findings[1:], exit_code=4)
+    assert run("check")[0] == 4
 
 
 # Errors

@@ -76,6 +76,7 @@ def test_every_variable_arrives() -> None:
         "BACKUP_FRESH_WITHIN": "6h",
         "BACKUP_S3_CHECKSUMS": "when_supported",
         "BACKUP_S3_ADDRESSING_STYLE": "virtual",
+        "BACKUP_STALL_TIMEOUT": "2m",
     }
     filters = Filters(schemas=("s",))
     assert config.backup_request(environ, {}, filters, True, "cid") == BackupRequest(
@@ -102,6 +103,7 @@ def test_every_variable_arrives() -> None:
             aws_ca_bundle="/bundle",
             addressing_style="virtual",
             checksums="when_supported",
+            stall_timeout=120,
         ),
         key="k.sql.gz",
         overwrite="always",
@@ -132,6 +134,7 @@ def test_missing_and_wrong_are_named_together() -> None:
             "BACKUP_FRESH_WITHIN": "6 hours",
             "BACKUP_S3_CHECKSUMS": "never",
             "BACKUP_S3_ADDRESSING_STYLE": "dns",
+            "BACKUP_STALL_TIMEOUT": "0s",
             "RCLONE_S3_ENDPOINT": "minio:9000",
             "RCLONE_S3_ACCESS_KEY_ID": "ak",
         }
@@ -149,6 +152,7 @@ def test_missing_and_wrong_are_named_together() -> None:
         "BACKUP_FRESH_WITHIN",
         "BACKUP_S3_CHECKSUMS",
         "BACKUP_S3_ADDRESSING_STYLE",
+        "BACKUP_STALL_TIMEOUT",
         "RCLONE_S3_ENDPOINT",
         "RCLONE_S3_SECRET_ACCESS_KEY",
     ):

@@ -163,12 +163,12 @@ def test_sweep_removes_what_a_dead_writer_left(store: Store, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
     assert done.returncode == -9
     (left,) = files(tmp_path)
-    live = store.begin(KEY, False)  # sweeps as it begins
+    live = store.begin(KEY, False)
     live.write([b"live"])
-    assert left not in files(tmp_path) and len(files(tmp_path)) == 1
-    other = store.begin(KEY + "2.sql.gz", False)
-    assert len(files(tmp_path)) == 2  # the living one's is still there
-    other.abort()
+    assert store.sweep(lambda key: key != KEY) == [] and len(files(tmp_path)) == 2  # not ours
+    assert store.sweep(lambda key: key == KEY) == [KEY]
+    assert left not in files(tmp_path) and len(files(tmp_path)) == 1  # the living one's is still there
+    assert store.sweep(lambda key: True) == []
     live.commit()
     assert files(tmp_path) == [KEY]
 
@@ -178,8 +178,12 @@ def test_sweep_leaves_other_files(store: Store, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    store.begin(KEY, False).abort()
+    assert store.sweep(lambda key: True) == []
     assert files(tmp_path) == sorted(names)
+
+
+def test_sweep_before_the_first_backup(store: Store) -> None:
+    assert store.sweep(lambda key: True) == []
 
 
 @pytest.mark.parametrize("key", [
@@ -309,7 +313,10 @@ def test_a_path_that_is_a_file(store: Store, tmp_path: Path) -> None:
 
 def test_check(store: Store, tmp_path: Path) -> None:
     findings = store.check()
-    assert [each.ok for each in findings] == [True, True] and files(tmp_path) == []
+    assert [(each.name, each.ok) for each in findings] == [
+        ("store writable", True), ("store readable", True), ("store space", True)
+    ]  # fmt: skip
+    assert files(tmp_path) == []
 
 
 def test_the_lock_is_held_while_it_is_written(store: Store, tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def test_what_was_opened_is_closed_again() -> None:
     assert undone == ["close leader", "abort upload", "close upload", "close late"]
 
 
+def test_an_undoing_that_fails_does_not_hide_the_first_fault() -> None:
+    class Stuck:
+        def abort(self) -> None:
+            raise StorageError("the upload is left")
+
+    undone: List[str] = []
+    with pytest.raises(ServerError) as caught:
+        all_faults(lambda: fail(ServerError("server gone")), Stuck, lambda: Opened(undone, "late"))
+    assert str(caught.value) == "server gone. Also: the upload is left" and undone == ["close late"]
+
+
 def test_other_errors_are_no_faults() -> None:
     with pytest.raises(ZeroDivisionError):
         all_faults(lambda: fail(BackupError("x")), lambda: 1 // 0)

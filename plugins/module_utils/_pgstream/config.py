@@ -331,6 +331,9 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
         name = next(name for name in names if reader.get(name))
         reader.fault("%s must be http://host[:port] or https://host[:port], without credentials" % name)
     access_key, secret_key, token = _s3_keys(reader)
+    stall_timeout = reader.parsed("BACKUP_STALL_TIMEOUT", duration, Storage.stall_timeout)
+    if not stall_timeout:
+        reader.fault("BACKUP_STALL_TIMEOUT must be 1s or more")
     return Storage(
         bucket=bucket,
         prefix=prefix,
@@ -343,6 +346,7 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
         aws_ca_bundle=reader.get("AWS_CA_BUNDLE"),
         addressing_style=reader.choice("BACKUP_S3_ADDRESSING_STYLE", ("auto", "path", "virtual"), "auto"),
         checksums=reader.choice("BACKUP_S3_CHECKSUMS", ("when_required", "when_supported"), "when_required"),
+        stall_timeout=stall_timeout,
     )
 
 

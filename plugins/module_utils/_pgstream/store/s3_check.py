@@ -45,12 +45,13 @@ class _Check:
         place = store.storage.url(store.storage.prefix)
         self._findings.append(Finding("store", True, "%s, taken for %s: %s" % (place, profile.name, limits)))
         writable = self._try("multipart upload", self._start)
+        abortable = False
         if writable:
-            self._try("aborting an upload", self._abort, "a failed backup leaves its parts, and they are paid for")
+            abortable = self._try("aborting an upload", self._abort, "a failed backup leaves its parts, and they are paid for")
         deletable = self._try("deleting", self._delete, "retention will not work, and a spoilt object would stay")
         try:
             if writable and deletable:
-                self._with_an_object()
+                self._with_an_object(abortable)
             elif writable:
                 self._skip("completing an upload", "the object could not be removed again")
             self._try("listing", self._list, "list, latest, fresh_within and retention will not work")
@@ -65,8 +66,8 @@ class _Check:
                 self._try("cleaning up", self._clean_up, "%s stays in the bucket" % self._key)
         return self._findings
 
-    def _with_an_object(self) -> None:
-        if self._try("completing an upload", self._complete):
+    def _with_an_object(self, abortable: bool) -> None:
+        if self._try("completing an upload", self._complete) and abortable:
             unseen = "of two runs that write one key at the same moment, the second wins unseen"
             self._try("conditional put", self._condition, unseen)
 
@@ -96,8 +97,8 @@ class _Check:
         try:
             self._client.call("abort_multipart_upload", **self._upload)
         except StorageError as error:
-            error.message += " (upload %s of %s)" % (self._upload["UploadId"], self._key)
-            raise
+            left = "upload %s of %s is left: " % (self._upload["UploadId"], self._key)
+            raise StorageError(left + error.message) from None
         return "nothing is left of it"
 
     def _delete(self) -> str:

@@ -24,14 +24,19 @@ try:
         IncompleteReadError,
         SSLError,
     )
+    from botocore.exceptions import ConnectionError as NotConnected
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError as TransportError
 
     FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, ClientError, HTTPClientError)
+    # Connections that did not come about or broke; ResponseParserError is an answer in XML that ended too early.
+    BROKEN: Tuple[Type[BaseException], ...] = (
+        NotConnected, HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError
+    )  # fmt: skip
     READ_FAULTS: Tuple[Type[BaseException], ...] = (BotoCoreError, HTTPClientError, TransportError, OSError)
 except ImportError:
     boto3 = None  # type: ignore[assignment,unused-ignore]
-    FAULTS = READ_FAULTS = ()
+    FAULTS = READ_FAULTS = BROKEN = ()
 
 HINTS = {
     "NoSuchBucket": "Create the bucket, or check its name and the endpoint.",
@@ -74,6 +79,8 @@ class S3Client:
                     raise
 
     def once(self, operation: str, **arguments: Any) -> Dict[str, Any]:
+        if isinstance(arguments.get("Body"), PartBody):
+            arguments["Body"].seek(0)  # an attempt before this one may have read it
         try:
             return getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments)
         except FAULTS as error:
@@ -185,19 +192,13 @@ def may_pass(error: Optional[BaseException], retry: Retry) -> bool:
     """Whether the same request may succeed a little later. What is refused (400, 403, 404 ...) is refused again."""
     cause = _cause(error)
     if isinstance(cause, ClientError):
-        # 200: a completing call whose body held the error.
-        status, code = status_of(cause), code_of(cause)
-        return (
-            status in (429, 500, 502, 503, 504, 509)
-            or code in _CUT_SHORT + _TOO_MANY
-            or (status == 200 and code in ("InternalError", "ServiceUnavailable", ""))
-        )
+        # botocore makes 500 of an error that came with status 200, as those of the completing call may.
+        return status_of(cause) in (429, 500, 502, 503, 504, 509) or code_of(cause) in _CUT_SHORT + _TOO_MANY
     if isinstance(cause, ConnectTimeoutError):
         return retry.patient  # the kernel itself asked several times
     if isinstance(cause, SSLError):
         return "CERTIFICATE" not in str(cause).upper()
-    # ResponseParserError: an answer in XML that ended too early.
-    return isinstance(cause, (HTTPClientError, IncompleteReadError, ResponseParserError, TransportError, OSError))
+    return isinstance(cause, BROKEN)
 
 
 def translate(error: Any, storage: Storage) -> StorageError:

@@ -123,8 +123,6 @@ class S3Upload(Upload):
 
     def commit(self) -> StoredObject:
         if self._filled or not self._parts:
-            if not self._part:
-                self._part = self._buffer()
             self._send()
         try:
             parts = [part.result() for part in self._parts]
@@ -243,7 +241,7 @@ class S3Upload(Upload):
         return ""
 
     def _remove(self, found: _Found, version: str) -> str:
-        """Take a spoilt object away, if it is ours: another run may have written the key since. A hint if that fails."""
+        """Take a spoilt object away, if it is ours: another run may have written the key since. A hint if it stays."""
         if not (found.ours or version):
             return ""
         try:
