@@ -20,9 +20,9 @@ from .proxy import FaultyStore
 # than fits into the buffers of pipes and sockets.
 SOURCE = """
 CREATE TABLE big AS SELECT g AS id, sha512((g || 'a')::bytea) a, sha512((g || 'b')::bytea) b,
-    sha512((g || 'c')::bytea) c FROM generate_series(1, 60000) g;
+    sha512((g || 'c')::bytea) c FROM generate_series(1, {big}) g;
 CREATE TABLE medium AS SELECT g AS id, sha512((g || 'd')::bytea) a, sha512((g || 'e')::bytea) b
-    FROM generate_series(1, 40000) g;
+    FROM generate_series(1, {medium}) g;
 CREATE TABLE small (id serial PRIMARY KEY, big_id int, note text CHECK (note <> ''));
 INSERT INTO small (big_id, note) SELECT g, 'note ' || g FROM generate_series(1, 10) g;
 ALTER TABLE big ADD PRIMARY KEY (id);
@@ -32,14 +32,24 @@ CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM medium;
 SELECT lo_from_bytea(4711, sha512('large')), lo_from_bytea(4712, decode(repeat('ab', 3000000), 'hex'));
 """
 ROWS = 100010
+LITTLE_ROWS = 510
 
 
 @pytest.fixture(scope="session")
-def source(postgres: Any) -> Iterator[str]:
+def source(postgres: Any) -> str:
     postgres.start()
     name = postgres.createdb("fault_source")
-    postgres.psql(SOURCE, name)
-    yield name
+    postgres.psql(SOURCE.format(big=60000, medium=40000), name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def little(postgres: Any) -> str:
+    """The same with few rows, for what goes wrong elsewhere than with them."""
+    postgres.start()
+    name = postgres.createdb("fault_little")
+    postgres.psql(SOURCE.format(big=300, medium=200), name)
+    return name
 
 
 @pytest.fixture(scope="session")

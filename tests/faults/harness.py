@@ -165,7 +165,9 @@ def _limit(kind: int, size: Callable[[Scene], int]) -> Callable[[Scene], None]:
 
 
 def _address_space(scene: Scene) -> int:
-    return int(Path("/proc/%d/statm" % scene.command.pid).read_text().split()[0]) * resource.getpagesize()
+    """What the run has, and half a part of the upload."""
+    pages = int(Path("/proc/%d/statm" % scene.command.pid).read_text().split()[0])
+    return pages * resource.getpagesize() + (4 << 20)
 
 
 #: name -> (what it does, whether the run is let go after it: a run whose own part died must not need that)
@@ -178,6 +180,7 @@ ACTORS: Dict[str, tuple] = {
     "leader": (_terminate("ASC"), True),
     "backend": (_terminate("DESC"), True),
     "server": (lambda scene: scene.postgres.stop(), True),
+    "restart": (lambda scene: (scene.postgres.stop(), scene.postgres.start()), True),
     "store": (lambda scene: scene.s3.kill(), True),
     "SIGTERM": (_signal(signal.SIGTERM), False),
     "SIGINT": (_signal(signal.SIGINT), False),
@@ -212,6 +215,7 @@ class Scene:
             "POSTGRES_BINDIR": self.programs.bindir,
             "RCLONE_S3_ENDPOINT": self.store.endpoint_url,
             "BACKUP_STATE_DIR": str(self.state),
+            "BACKUP_COMPRESSION_LEVEL": "1",
         }
 
     def play(self, cell: Cell, stages: Dict[str, Callable[[Scene], Hold]], start: Callable[[], Command]) -> None:
@@ -222,7 +226,8 @@ class Scene:
             self._hold = stages[cell.stage](self)
         else:
             operation, kind, *often = cell.actor.split()
-            self.store.fault(operation, kind, times=1 if often == ["once"] else 0)
+            # Later: when footer, index and definitions were read.
+            self.store.fault(operation, kind, times="once" in often, skip=3 * ("later" in often))
             act, let_go = ACTORS["nothing"]
         self.command = start()
         if self._hold is not None:
@@ -286,7 +291,11 @@ def storage_of(s3: Any, bucket: str) -> Storage:
 
 
 def uploads(s3: Any, bucket: str) -> List[str]:
-    return [entry["Key"] for entry in s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+    client = s3.client()
+    try:
+        return [entry["Key"] for entry in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+    except client.exceptions.NoSuchUpload:  # rclone, of a bucket that never had one since its start
+        return []
 
 
 def stored_is_whole(storage: Storage, key: str, rows: int) -> None:

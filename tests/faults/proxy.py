@@ -10,7 +10,8 @@
 
 A fault meets requests of its operation: the first `times` of them, all for times=0, after `skip` were let through.
 
-hold          wait for `release` before the store sees the request; `reached` tells that one waits
+hold          wait for `release` before the store sees the request; `reached` tells that one waits. The request of a
+              client that died meanwhile is dropped
 hold-answer   the store did it; its answer waits for `release`
 reset         the connection is reset; the store sees nothing
 lost-answer   the store did it; the connection is reset instead of an answer
@@ -21,14 +22,13 @@ corrupt       one bit of the answer's body is another one
 500, 403 ...  this status and an S3 error; the store sees nothing
 false-etag    the answer's ETag is another one
 swallow       a part is answered for and never stored
-lose-last     the completing request reaches the store without its last part, and with a list that fits
+short         the answer says of the object that it is a byte shorter than it is
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import re
 import socket
 import struct
 import threading
@@ -173,7 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             if fault is not None and kind == "hold":
                 fault.released.wait()
-            self._finish(fault, self._forward(without_last_part(body) if kind == "lose-last" else body))
+                if self._client_is_gone():
+                    self._reset()
+                    return
+            self._finish(fault, self._forward(body))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
@@ -192,6 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "false-etag":
             answer.headers = {name: value for name, value in answer.headers.items() if name.lower() != "etag"}
             answer.headers["ETag"] = '"%s"' % ("0" * 32)
+        elif kind == "short":
+            answer.headers["Content-Length"] = str(int(answer.headers["Content-Length"]) - 1)
         self._send(answer, truncated=kind == "truncate")
 
     def _forward(self, body: bytes) -> Optional[_Answer]:
@@ -225,6 +230,14 @@ class _Handler(BaseHTTPRequestHandler):
         if truncated:
             self.close_connection = True
 
+    def _client_is_gone(self) -> bool:
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def _reset(self) -> None:
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -236,7 +249,3 @@ def _error(status: int) -> _Answer:
     text = "<Error><Code>%s</Code><Message>The proxy says %d.</Message></Error>" % (code, status)
     return _Answer(status, {"Content-Type": "application/xml"}, text.encode())
 
-
-def without_last_part(body: bytes) -> bytes:
-    parts = re.findall(rb"<Part>.*?</Part>", body, re.DOTALL)
-    return body.replace(parts[-1], b"")

@@ -265,7 +265,7 @@ class _Run:
 
     def _first_cause(self, error: BaseException) -> BaseException:
         """Whatever a part of the run says, if the leader's session was lost, and the snapshot with it, it was that."""
-        if isinstance(error, BackupError) and not isinstance(error, StorageError):
+        if isinstance(error, BackupError) and not isinstance(error, (ServerError, StorageError)):
             try:
                 self.leader.still_there()
             except ServerError as lost:

@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterator, List
 
 from .errors import BackupError, Interrupted, UnexpectedError
 
+_MORE_MEMORY = "Give the run more memory, or fewer jobs."
+
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
@@ -20,10 +22,12 @@ def stage(name: str) -> Iterator[None]:
     except (BackupError, Interrupted) as error:
         raise error.at(name)  # noqa: B904 - it is the same error
     except MemoryError as error:
-        raise BackupError("out of memory", stage=name, hint="Give the run more memory, or fewer jobs.") from error
+        raise BackupError("out of memory", stage=name, hint=_MORE_MEMORY) from error
     except ImportError:
         raise  # a package is missing: the edge says which
     except Exception as error:
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            raise BackupError(str(error), stage=name, hint=_MORE_MEMORY) from error
         raise UnexpectedError("unexpected %s: %s" % (type(error).__name__, error), stage=name) from error
 
 

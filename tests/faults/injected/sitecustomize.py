@@ -4,15 +4,13 @@
 
 """What the tests of faults change inside of the command: Python imports this at its start, where PYTHONPATH names it.
 
-PGSTREAM_FAULT=compressor      the compressor raises after two MiB
-PGSTREAM_STALL=SECONDS         how long the S3 client waits for an answer
+PGSTREAM_FAULT=compressor  the compressor raises after two MiB
 Always: the pauses between two attempts of an S3 request are short. Their number stays.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 
 def _failing_compressor() -> None:
@@ -29,13 +27,6 @@ def _failing_compressor() -> None:
     codec._Gzip.compress = compress
 
 
-def _impatient_s3(seconds: int) -> None:
-    from _pgstream import config
-
-    whole = config._s3
-    config._s3 = lambda *arguments: replace(whole(*arguments), stall_timeout=seconds)
-
-
 def _short_pauses() -> None:
     from _pgstream.store import retry
 
@@ -45,5 +36,3 @@ def _short_pauses() -> None:
 _short_pauses()
 if os.environ.get("PGSTREAM_FAULT") == "compressor":
     _failing_compressor()
-if os.environ.get("PGSTREAM_STALL"):
-    _impatient_s3(int(os.environ["PGSTREAM_STALL"]))

@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from ..errors import Cancelled, IntegrityError, StorageError
 from ..events import rfc3339
 from ..plan import part_size
+from ..stages import stage
 from . import StoredObject, Upload
 from .profiles import Profile
 from .retry import PATIENT, Retry
@@ -105,7 +106,8 @@ class S3Upload(Upload):
         try:
             if self._failure is not None or self._stopped.is_set():
                 raise Cancelled("the upload was aborted")
-            answer = self._call("upload_part", PartNumber=number, Body=PartBody(memoryview(part)[:filled]))
+            with stage("S3 upload"):
+                answer = self._call("upload_part", PartNumber=number, Body=PartBody(memoryview(part)[:filled]))
             if not answer.get("ETag"):
                 raise IntegrityError("the store gave no ETag for part %d of %s" % (number, self._key))
             # Where the store computed checksums, the completing call has to name them.
