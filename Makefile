@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# make test      everything, as CI runs it: the checks, the container tests and Molecule; STAGES='unit faults' for some of it
-# make check     what needs no Docker engine: lint, then the unit and integration tests
+# make test      everything, as CI runs it: the checks, the container tests and Molecule; STAGES='unit container' for some of it
+# make check     what needs no Docker engine: lint, then the unit, integration and fault tests
 # make demo      a backup and a restore to look at
 # make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
@@ -70,7 +70,7 @@ test: venv
 
 check: venv
 	@$(MAKE) -s lint
-	$(PY) -m pytest -q tests/unit tests/integration $(PYTEST_ARGS)
+	$(PY) -m pytest -q tests/unit tests/integration tests/faults $(PYTEST_ARGS)
 
 demo: venv
 	$(PY) tests/demo.py

@@ -10,6 +10,9 @@ bucket          the name of a fresh, empty bucket of `s3`
 database        the name of a fresh, empty database of `postgres`
 databases       make more of them: databases() -> name
 engine_env      an environment in which `python -m _pgstream` runs in a subprocess
+start           start the command: start(env, 'backup', ...) -> Command; whatever is left of it ends with the test
+pg_proxy        a Proxy before `postgres`
+s3_proxy        a Proxy before `s3`
 
 `import _pgstream` works in tests: plugins/module_utils is on sys.path.
 """
@@ -29,6 +32,7 @@ MODULE_UTILS = REPOSITORY / 'plugins' / 'module_utils'
 sys.path.insert(0, str(MODULE_UTILS))
 
 from tests.support import servers  # noqa: E402 (after sys.path, as all imports of tests)
+from tests.support.runs import Command, Proxy  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -102,3 +106,28 @@ def bucket(s3: servers.S3Server) -> str:
 @pytest.fixture
 def engine_env() -> Dict[str, str]:
     return dict(os.environ, PYTHONPATH=str(MODULE_UTILS))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    started: List[Command] = []
+
+    def start_one(env: Dict[str, str], *arguments: str) -> Command:
+        started.append(Command(tmp_path / ('run%d' % len(started)), env, *arguments))
+        return started[-1]
+
+    yield start_one
+    for command in started:
+        command.close()
+
+
+@pytest.fixture
+def pg_proxy(postgres: servers.PostgresServer) -> Iterator[Proxy]:
+    with Proxy(postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_proxy(s3: servers.S3Server) -> Iterator[Proxy]:
+    with Proxy(s3.port) as proxy:
+        yield proxy

@@ -51,10 +51,11 @@ STAGES: Dict[str, Stage] = {
     "lint": Stage(("make", "-s", "lint"), ("collections",)),
     "unit": Stage((*PYTEST, "tests/unit")),
     "integration": Stage((*PYTEST, "tests/integration")),
-    "role": molecule("role"),
+    "faults": Stage((*PYTEST, "tests/faults")),
+    "molecule-role": molecule("role"),
     "container": Stage((*PYTEST, "tests/container"), ("images",)),
-    "faults": molecule("faults"),
-    "default": molecule("default"),
+    "molecule-faults": molecule("faults"),
+    "molecule-default": molecule("default"),
 }
 
 

@@ -15,7 +15,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.parameters import remove_values
 
 from ._args import receivers
-from ._pgstream.errors import BackupError
+from ._pgstream.errors import BackupError, UnexpectedError
 from ._pgstream.events import Log
 from ._pgstream.model import BackupInfo, BackupResult, Index, PruneResult, RestoreResult, Storage
 from ._pgstream.notify import Notifier
@@ -55,7 +55,10 @@ def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleMod
         if tell is not None:
             tell.failed({**facts, "message": error.sentence()})
         log.hand_over(module)
-        module.fail_json(msg=error.sentence(), hint=error.hint, correlation_id=log.correlation_id, **facts)
+        trace = {"exception": traceback.format_exc()} if isinstance(error, UnexpectedError) else {}
+        module.fail_json(
+            msg=error.sentence(), hint=error.hint, correlation_id=log.correlation_id, **facts, **trace
+        )
     except Exception as error:  # a bug: fail_json masks secrets in its traceback, Python itself would not
         if tell is not None:
             tell.failed({"message": "Unexpected %s" % type(error).__name__})

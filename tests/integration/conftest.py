@@ -5,22 +5,17 @@
 """Fixtures of the integration tests.
 
 everything  the name of a database with what real ones have, on `postgres`; made once a server, never changed
-start       start the command: start(env, 'backup', ...) -> Command; whatever is left of it ends with the test
-pg_proxy    a Proxy before `postgres`
-s3_proxy    a Proxy before `s3`
 quick_s3    an S3Server for large objects: it does not read an object again for each request
 """
 
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
-from typing import Callable, Dict, Iterator, List
+from typing import Dict, Iterator
 
 import pytest
 
 from tests.support import fixture, servers
-from tests.support.runs import Command, Proxy
 
 _loaded: Dict[int, str] = {}  # by server process: what a killed server held is still there, but another's is not
 
@@ -32,31 +27,6 @@ def everything(postgres: servers.PostgresServer) -> str:
         fixture.load_everything(postgres, name)
         _loaded[id(postgres)] = name
     return name
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    started: List[Command] = []
-
-    def start_one(env: Dict[str, str], *arguments: str) -> Command:
-        started.append(Command(tmp_path / ("run%d" % len(started)), env, *arguments))
-        return started[-1]
-
-    yield start_one
-    for command in started:
-        command.close()
-
-
-@pytest.fixture
-def pg_proxy(postgres: servers.PostgresServer) -> Iterator[Proxy]:
-    with Proxy(postgres.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def s3_proxy(s3: servers.S3Server) -> Iterator[Proxy]:
-    with Proxy(s3.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from . import catalog, codec, copying, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
-from .errors import BackupError, IntegrityError, UsageError
+from .errors import BackupError, IntegrityError, Interrupted, ServerError, StorageError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
@@ -231,6 +231,7 @@ class _Run:
         if leader.pooled:
             self.log.warning("pooled_connection", detail="a pooling proxy stands before the server")
         self.processes = Processes()
+        index: Optional[Index] = None
         try:
             with stage("snapshot"):
                 locked, facts = _lock_and_measure(leader, request)
@@ -241,10 +242,13 @@ class _Run:
             with stage("commit"):
                 leader.still_there()
                 stored = self.upload.commit()
-        except BaseException:
+        except BaseException as error:
             self.processes.kill_all()
-            _abort(self.upload, self.log)
-            raise
+            found = _abort(self.upload, self.log)
+            if found is None or index is None or not isinstance(error, Interrupted):
+                raise self._first_cause(error) from None
+            stored = found  # the commit was quicker: what is in the store, and what is told of it, agree
+            self.log.warning("interrupted_after_commit", key=self.key, message=error.sentence())
         seconds = time.monotonic() - began
         result = BackupResult(
             changed=True,
@@ -266,6 +270,17 @@ class _Run:
         )
         self.log.info("committed", key=self.key, stored_bytes=stored.size, rows=index.rows, seconds=result.seconds)
         return result
+
+    def _first_cause(self, error: BaseException) -> BaseException:
+        """Whatever a part of the run says, if the leader's session was lost, and the snapshot with it, it was that."""
+        if isinstance(error, BackupError) and not isinstance(error, (ServerError, StorageError)):
+            try:
+                self.leader.still_there()
+            except ServerError as lost:
+                return lost.at(error.stage)
+            except BackupError:
+                pass  # its transaction failed, the session is there
+        return error
 
     def _write(self, locked: Sequence[TableName], facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:
         """Everything from the schema block to the footer."""
@@ -399,9 +414,11 @@ class _Run:
         )
 
 
-def _abort(upload: Upload, log: Log) -> None:
-    """Leave nothing in the store; a store that cannot even do that must not hide the first cause."""
+def _abort(upload: Upload, log: Log) -> Optional[StoredObject]:
+    """Leave nothing in the store, or learn what is there already. A store that cannot even do that must not hide the
+    first cause."""
     try:
-        upload.abort()
+        return upload.abort()
     except BackupError as error:
         log.warning("abort_failed", message=error.sentence())
+        return None

@@ -164,7 +164,6 @@ class DataCopier:
                 with self._lock:
                     self._blocked.append(task)
                 return
-            self._leader.still_there()  # its snapshot ends with it: then that is the first cause
             raise (cause or error) from None
         blocks.close()
         self._add(task, blocks)

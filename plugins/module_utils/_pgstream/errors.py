@@ -5,6 +5,7 @@
 """One family of errors; each class carries the exit code of the command and a hint.
 
 BackupError            1  the operation failed
++-- UnexpectedError    1  by a bug, or by what the machine denied
 +-- UsageError         2  options or environment are wrong; every fault named at once
 +-- ServerError        3  PostgreSQL is unreachable or refuses
 +-- StorageError       4  the bucket or directory is inaccessible
@@ -47,6 +48,10 @@ class BackupError(Exception):
 
     def __str__(self) -> str:
         return self.sentence()
+
+
+class UnexpectedError(BackupError):
+    """Something that no error of this family foresaw, with its stage; most likely a bug."""
 
 
 class UsageError(BackupError):

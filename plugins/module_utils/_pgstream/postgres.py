@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
@@ -32,6 +35,10 @@ SESSION_SETTINGS = (
     "SET LOCAL synchronize_seqscans = off",
     "SET LOCAL search_path = ''",
 )
+AT_START = 5.0  # seconds for which a server that does not listen is asked again, before there is work to lose
+STARTING = 60.0  # seconds for one that says it is starting
+CONNECT_PAUSE = 0.25  # seconds between two attempts
+CANCEL_PATIENCE = 2.0  # seconds until a statement that was cancelled is given up, and its connection with it
 _LOCK_CLASS = 0x70677374  # "pgst": first half of the advisory lock's key; the second is the database's OID
 
 
@@ -85,8 +92,11 @@ def literal(text: str) -> str:
 class Session:
     """One connection. Errors come up as ServerError (cannot connect) or BackupError, in the server's own words."""
 
-    def __init__(self, server: Server, database: str, autocommit: bool = True) -> None:
+    def __init__(self, server: Server, database: str, autocommit: bool = True, patience: float = 0) -> None:
+        """`patience`: seconds for which a server that does not listen is asked again, as it may be restarting. One that
+        says it is starting up is asked for STARTING."""
         require()
+        self._server, self._database = server, database
         options: Dict[str, Any] = {
             "host": server.host,
             "user": server.user,
@@ -98,19 +108,24 @@ class Session:
         }
         options = {name: value for name, value in options.items() if value}
         options.update(dict(server.connect_params))
-        try:
-            self._connection = psycopg2.connect(
-                dbname=database,
-                port=server.port,
-                connect_timeout=server.connect_timeout,
-                application_name="pgstream.backup",
-                **options,
-            )
-        except psycopg2.Error as error:
-            raise ServerError(
-                "PostgreSQL unreachable at %s: %s" % (place(server), str(error).strip()),
-                hint=_connection_hint(str(error)),
-            ) from None
+        options.update(
+            dbname=database,
+            port=server.port,
+            connect_timeout=server.connect_timeout,
+            application_name="pgstream.backup",
+        )
+        began = time.monotonic()
+        while True:
+            try:
+                self._connection = psycopg2.connect(**options)
+                break
+            except psycopg2.Error as error:
+                if time.monotonic() - began >= _worth_waiting(str(error), patience):
+                    raise ServerError(
+                        "PostgreSQL unreachable at %s: %s" % (place(server), str(error).strip()),
+                        hint=_connection_hint(str(error)),
+                    ) from None
+            time.sleep(CONNECT_PAUSE)
         self._connection.autocommit = autocommit
         self.version = self._connection.server_version  # server_version_num
         self.major = self.version // 10000
@@ -122,44 +137,57 @@ class Session:
         self.codec = psycopg2.extensions.encodings[self._connection.encoding]
 
     def rows(self, sql: str, parameters: Optional[Sequence[object]] = None) -> List[Tuple[Any, ...]]:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql, parameters)
-                return cursor.fetchall() if cursor.description else []
-        except psycopg2.Error as error:
-            raise translate(error) from None
+        def run() -> List[Tuple[Any, ...]]:
+            try:
+                with self._connection.cursor() as cursor:
+                    cursor.execute(sql, parameters)
+                    return cursor.fetchall() if cursor.description else []
+            except psycopg2.Error as error:
+                raise translate(error) from None
+
+        return self._interruptible(run)
 
     def value(self, sql: str, parameters: Optional[Sequence[object]] = None) -> Any:
         rows = self.rows(sql, parameters)
         return rows[0][0] if rows else None
 
     def execute(self, sql: str, parameters: Optional[Sequence[object]] = None) -> None:
-        """A statement that may wait long, for a lock or for work: a signal ends the wait."""
-        self._interruptible(lambda: self.rows(sql, parameters))
+        self.rows(sql, parameters)
 
     def _interruptible(self, work: Callable[[], Result]) -> Result:
-        """Call `work` so that a signal handler may raise meanwhile, which libpq's own waiting would put off to its end:
-        another thread waits for the server, this one for the other. What is interrupted is cancelled there."""
+        """Any statement may wait for ever: for a lock, for a server that is gone. So it runs in a thread of its own,
+        and the main thread, which signals interrupt, can stop waiting: psycopg2 itself never would."""
+        if threading.current_thread() is not threading.main_thread():
+            return work()
         results: List[Result] = []
         failures: List[BaseException] = []
+        done = threading.Event()  # not join: a signal that interrupts it makes CPython take the thread for ended
 
         def run() -> None:
             try:
                 results.append(work())
             except BaseException as error:
                 failures.append(error)
+            finally:
+                done.set()
 
-        thread = threading.Thread(target=run, name="statement", daemon=True)
-        thread.start()
+        threading.Thread(target=run, name="statement", daemon=True).start()
         try:
-            thread.join()
+            done.wait()
         except BaseException:
-            self.cancel()
-            thread.join(5)
+            self._stop(done)
             raise
         if failures:
             raise failures[0]
         return results[0]
+
+    def _stop(self, done: threading.Event) -> None:
+        """Cancel the statement; where the server does not hear of it, end the connection under it."""
+        threading.Thread(target=self.cancel, name="cancel", daemon=True).start()
+        if not done.wait(CANCEL_PATIENCE):
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+            done.wait(CANCEL_PATIENCE)
 
     def copy_to(self, sql: str, sink: Any) -> int:
         """COPY ... TO STDOUT into `sink.write`; the number of rows by the server's own count."""
@@ -181,10 +209,12 @@ class Session:
             raise translate(error) from None
 
     def cancel(self) -> None:
-        """Stop the statement that another thread is running on this connection."""
+        """Stop the statement that another thread is running on this connection. Not by psycopg2's own call, which
+        holds the interpreter's lock until the server answers: one that is gone would stop every thread."""
         try:
-            self._connection.cancel()
-        except psycopg2.Error:
+            with Session(self._server, self._database) as other:
+                other.rows("SELECT pg_catalog.pg_cancel_backend(%s)", (self._connection.info.backend_pid,))
+        except BackupError:
             pass
 
     def close(self) -> None:
@@ -200,6 +230,15 @@ class Session:
         self.close()
 
 
+def _worth_waiting(said: str, patience: float) -> float:
+    """Seconds to go on asking a server of which a connection heard this. What is refused for a reason is final."""
+    if not patience:
+        return 0
+    if "the database system is" in said:  # starting up, shutting down, in recovery mode, not yet accepting connections
+        return STARTING
+    return patience if "Connection refused" in said or "No such file" in said else 0
+
+
 def place(server: Server) -> str:
     return "%s:%d" % (server.host or "the local socket", server.port)
 
@@ -207,7 +246,8 @@ def place(server: Server) -> str:
 def translate(error: Any) -> BackupError:
     """A psycopg2 error as one sentence of the server's, with a hint where a common cause is known."""
     diagnostics = error.diag
-    text = diagnostics.message_primary or str(error).strip() or type(error).__name__
+    # Without the server's word it is libpq's, whose first line says it; the others guess.
+    text = diagnostics.message_primary or str(error).strip().partition("\n")[0] or type(error).__name__
     if diagnostics.message_detail:
         text = "%s (%s)" % (text, diagnostics.message_detail)
     code = error.pgcode or ""
@@ -236,7 +276,7 @@ class Leader(Session):
     """The connection whose snapshot and locks the whole backup shares. Keep it open until the commit."""
 
     def __init__(self, server: Server, database: str) -> None:
-        super().__init__(server, database, autocommit=False)
+        super().__init__(server, database, autocommit=False, patience=AT_START)
         self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         self.pooled = self._connection.info.backend_pid != self.value("SELECT pg_backend_pid()")
         self.search_path: List[str] = self.value("SELECT pg_catalog.current_schemas(false)::text[]")

@@ -28,6 +28,7 @@ F_SETPIPE_SZ = 1031  # fcntl(2), Linux; named in Python's fcntl only since 3.10
 
 _UNREACHABLE = re.compile(
     r"connection to server .* failed|could not connect|the database system is (starting|shutting)"
+    r"|server closed the connection unexpectedly|terminating connection|connection to server was lost"
 )
 _LINE_OF_CAUSE = re.compile(r"\b(FATAL|ERROR|error|PANIC|fatal|could not|invalid|unrecognized)\b")
 

@@ -19,7 +19,7 @@ from .errors import BackupError, IntegrityError, TargetError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .loading import Loader, Reader
 from .model import Block, Index, RestoreRequest, RestoreResult, TableResult
-from .postgres import Session, qualified
+from .postgres import AT_START, Session, qualified
 from .process import Processes, memory_file
 from .stages import all_faults, stage
 from .store import Store, StoredObject, open_store
@@ -111,7 +111,7 @@ def _reach(request: RestoreRequest) -> int:
     """The server's major version; raises when it cannot be reached at all."""
     server = request.server
     try:
-        with Session(server, server.maintenance_db) as session:
+        with Session(server, server.maintenance_db, patience=AT_START) as session:
             return session.major
     except BackupError:
         if not request.database or request.database == server.maintenance_db:
@@ -168,8 +168,10 @@ class _Run:
             loader, rows = self._load(self.planned.target.name)
         except BaseException:
             self.processes.kill_all()
-            with stage("emptying the target again"):
+            try:
                 target.empty_again(self.request.server, self.planned.target, self.log)
+            except BackupError as error:  # told after the first cause, not instead of it
+                self.log.warning("not_emptied", object=self.planned.target.name, message=error.sentence())
             raise
         return self._result(loader, rows, "")
 
@@ -178,7 +180,8 @@ class _Run:
         request, index, name = self.request, self.planned.index, self.planned.target.name
         temporary = target.beside(name, request.correlation_id)
         self._started()
-        kept = ""
+        maintenance.sweep(self.log)
+        kept, renaming = "", False
         try:
             with stage("creating the database"):
                 if index is None:
@@ -187,25 +190,41 @@ class _Run:
                     maintenance.create(temporary, index.database, request.no_owner, request.role)
             loader, rows = self._load(temporary)
             with stage("rename"):
+                maintenance.unmark(temporary)
                 if index is not None:
                     maintenance.apply_properties(temporary, index.database, request.no_owner, request.no_privileges)
+                renaming = True
                 if self.planned.how == "swap":
                     kept = target.kept_name(name, self.start)
                     maintenance.swap(temporary, name, kept)
                 else:
                     maintenance.rename(temporary, name)
-        except BaseException:
+        except BaseException as error:
             self.processes.kill_all()
-            try:
-                maintenance.drop(temporary)
-            except BackupError as error:
-                self.log.warning("not_dropped", object=temporary, message=error.sentence())
-            raise
+            if not (renaming and self._renamed(maintenance, error)):
+                self._drop(maintenance, temporary)
+                raise
         if kept and not request.keep_old:
             with stage("dropping the replaced database"):
                 maintenance.drop(kept)
             kept = ""
         return self._result(loader, rows, kept)
+
+    def _renamed(self, maintenance: Maintenance, error: BaseException) -> bool:
+        """A rename that was interrupted, or whose answer was lost, may be done all the same: then so it is told."""
+        try:
+            done = maintenance.made_is(self.planned.target.name)
+        except BackupError:
+            return False
+        if done:
+            self.log.warning("interrupted_after_rename", message=str(error))
+        return done
+
+    def _drop(self, maintenance: Maintenance, temporary: str) -> None:
+        try:
+            maintenance.drop(temporary)
+        except BackupError as error:
+            self.log.warning("not_dropped", object=temporary, message=error.sentence())
 
     def _started(self) -> None:
         self.log.info("started", key=self.planned.item.key, strategy=self.planned.how, jobs=self.request.jobs)

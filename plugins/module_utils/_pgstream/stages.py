@@ -9,7 +9,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List
 
-from .errors import BackupError, Interrupted
+from .errors import BackupError, Interrupted, UnexpectedError
+
+_MORE_MEMORY = "Give the run more memory, or fewer jobs."
 
 
 @contextmanager
@@ -19,6 +21,14 @@ def stage(name: str) -> Iterator[None]:
         yield
     except (BackupError, Interrupted) as error:
         raise error.at(name)  # noqa: B904 - it is the same error
+    except MemoryError as error:
+        raise BackupError("out of memory", stage=name, hint=_MORE_MEMORY) from error
+    except ImportError:
+        raise  # a package is missing: the edge says which
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            raise BackupError(str(error), stage=name, hint=_MORE_MEMORY) from error
+        raise UnexpectedError("unexpected %s: %s" % (type(error).__name__, error), stage=name) from error
 
 
 def all_faults(*checks: Callable[[], Any]) -> List[Any]:

@@ -6,16 +6,18 @@
 
 from __future__ import annotations
 
-import time
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import List, Set, Tuple
+from typing import Callable, Iterator, List, Set, Tuple, TypeVar
 
 from .errors import BackupError, LockedError, ServerError
 from .events import Log
 from .model import DatabaseInfo, Server
 from .postgres import Session, literal, quote
 
+AFTER_LOSS = 10.0  # seconds for which a server that went away is waited for, to clean up
 NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
 _LOCK_CLASS = 0x70677372  # "pgsr": first half of the advisory lock's key, beside the hash of the target's name
 #: Settings stored as lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c).
@@ -84,6 +86,9 @@ _DROP_WORDS = {
 }
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class DatabaseObject:
     catalogue: int
@@ -135,7 +140,7 @@ def objects(session: Session) -> List[DatabaseObject]:
 def empty_again(server: Server, target: Target, log: Log) -> None:
     """Drop what was not in the database before. What cannot be dropped is named in a warning."""
     before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in target.objects}
-    with Session(server, target.name) as session:
+    with Session(server, target.name, patience=AFTER_LOSS) as session:
         session.execute("SET client_min_messages = error")
         for made in [each for each in objects(session) if (each.catalogue, each.oid) not in before]:
             try:
@@ -158,8 +163,11 @@ class Maintenance:
     """The connection that makes, renames and drops databases; it holds the lock on the target's name."""
 
     def __init__(self, server: Server, target: str) -> None:
-        database = server.maintenance_db if server.maintenance_db != target else "template1"
-        self._session = Session(server, database)
+        self._server = server
+        self._database = server.maintenance_db if server.maintenance_db != target else "template1"
+        self._session = Session(server, self._database)
+        self._mark = "pgstream.backup: unfinished restore of " + target
+        self._made = 0  # OID of the database that was made
         self.major = self._session.major
         if not self._session.value(
             "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", (_LOCK_CLASS, target)
@@ -169,6 +177,43 @@ class Maintenance:
 
     def close(self) -> None:
         self._session.close()
+
+    def _again(self, work: Callable[[], Result]) -> Result:
+        """For what cleans up: in a new session where the old one was lost, with a server that restarts waited for."""
+        try:
+            return work()
+        except ServerError:
+            self._session.close()
+            self._session = Session(self._server, self._database, patience=AFTER_LOSS)
+            return work()
+
+    def sweep(self, log: Log) -> None:
+        """Drop what restores into this target that were killed left behind. We hold its lock, so none is running; where
+        a session is still at it, it stays."""
+        rows = self._session.rows(
+            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.shobj_description(oid, 'pg_database') = %s",
+            (self._mark,),
+        )
+        for (name,) in rows:
+            try:
+                self._session.execute("DROP DATABASE IF EXISTS " + quote(name))
+                log.info("swept", object=name)
+            except BackupError as error:
+                log.warning("not_swept", object=name, message=error.message)
+
+    def _mark_made(self, name: str) -> None:
+        """A database that was made bears its purpose until it takes its place."""
+        self._session.execute("COMMENT ON DATABASE %s IS %s" % (quote(name), literal(self._mark)))
+        self._made = int(self._session.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", (name,)))
+
+    def unmark(self, name: str) -> None:
+        self._session.execute("COMMENT ON DATABASE %s IS NULL" % quote(name))
+
+    def made_is(self, name: str) -> bool:
+        """Whether the database that was made bears this name now."""
+        sql = "SELECT datname FROM pg_catalog.pg_database WHERE oid = %s"
+        self._leave_transaction()
+        return self._made != 0 and self._again(lambda: self._session.value(sql, (self._made,))) == name
 
     def create(self, name: str, info: DatabaseInfo, no_owner: bool, role: str) -> None:
         """A database with encoding, collation and owner of the backup's."""
@@ -195,11 +240,13 @@ class Maintenance:
         finally:
             if role:
                 self._session.execute("RESET ROLE")
+        self._mark_made(name)
 
     def create_like(self, name: str, role: str) -> None:
         """A database of the server's defaults, for a backup that does not say what its own was like."""
         owner = " OWNER " + quote(role) if role else ""
         self._session.execute("CREATE DATABASE %s TEMPLATE template0%s" % (quote(name), owner))
+        self._mark_made(name)
 
     def apply_properties(self, name: str, info: DatabaseInfo, no_owner: bool, no_privileges: bool) -> None:
         """Settings, grants, comment and connection limit. After the load, which some of them would hinder."""
@@ -226,39 +273,57 @@ class Maintenance:
             self._session.execute("ALTER DATABASE %s CONNECTION LIMIT %d" % (database, info.connection_limit))
 
     def drop(self, name: str) -> None:
-        self._session.execute("DROP DATABASE IF EXISTS %s WITH (FORCE)" % quote(name))
+        self._again(lambda: self._session.execute("DROP DATABASE IF EXISTS %s WITH (FORCE)" % quote(name)))
 
     def rename(self, name: str, target: str) -> None:
-        self._end_sessions(name)
-        self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+        with self._without_sessions(name):
+            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
 
     def swap(self, name: str, target: str, kept: str) -> None:
         """`target` becomes `kept` and `name` becomes `target`, in one transaction: both or neither."""
-        self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS false" % quote(target))
-        try:
-            self._end_sessions(target)
-            self._end_sessions(name)
+        with self._without_sessions(name, target):
             self._session.execute("BEGIN")
-            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(target), quote(kept)))
-            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
-            self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS true" % quote(kept))
-            self._session.execute("COMMIT")
-        except BaseException:
-            self._session.execute("ROLLBACK")
-            self._session.execute("ALTER DATABASE %s ALLOW_CONNECTIONS true" % quote(target))
-            raise
+            try:
+                self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(target), quote(kept)))
+                self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+                self._session.execute("COMMIT")
+            except BaseException:
+                self._leave_transaction()
+                raise
 
-    def _end_sessions(self, name: str) -> None:
-        """End the sessions of a database and wait, 30 s at most, until they are gone."""
-        deadline = time.monotonic() + 30
-        while True:
-            left = self._session.rows(
-                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = %s",
-                (name,),
-            )
-            if not left or time.monotonic() > deadline:
-                return
-            time.sleep(0.05)
+    def _leave_transaction(self) -> None:
+        try:
+            self._session.execute("ROLLBACK")
+        except BackupError:
+            pass  # the session is lost, and the transaction with it
+
+    @contextmanager
+    def _without_sessions(self, *names: str) -> Iterator[None]:
+        """End the sessions of these databases for as long as the block lasts. A rename locks a database against new
+        ones and then waits 5 s for the others to go (CountOtherDBBackends in procarray.c): so none gets in between,
+        and nothing has to be forbidden that a run that is killed would leave forbidden."""
+        done = threading.Event()
+
+        def end_them() -> None:
+            try:
+                with Session(self._server, self._database) as session:
+                    while not done.is_set():
+                        session.rows(
+                            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+                            " WHERE datname = ANY(%s)",
+                            (list(names),),
+                        )
+                        done.wait(0.05)
+            except BackupError:
+                pass  # the rename says that sessions are in its way
+
+        thread = threading.Thread(target=end_them, name="sessions", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def beside(target: str, run: str) -> str:

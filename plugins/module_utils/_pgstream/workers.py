@@ -25,6 +25,7 @@ def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int,
     lock = threading.Lock()
     failures: List[BaseException] = []
     failed = threading.Event()
+    ended = threading.Semaphore(0)  # not join: a signal that interrupts it makes CPython take the thread for ended
 
     def fail(error: BaseException) -> None:
         with lock:
@@ -51,17 +52,19 @@ def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int,
                 work(item[0])
         except BaseException as error:  # noqa: B902 - carried to the caller's thread and raised there
             fail(error)
+        finally:
+            ended.release()
 
     threads = [threading.Thread(target=loop, name="worker-%d" % number, daemon=True) for number in range(max(1, jobs))]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        for _thread in threads:
+            ended.acquire()
     except BaseException as error:
         fail(error)
         for thread in threads:
-            if thread.ident is not None:  # an interrupt may come before all are started
+            if thread.ident is not None:  # an interrupt may come before it is started
                 thread.join(30)
         raise
     cause: Optional[BaseException] = None

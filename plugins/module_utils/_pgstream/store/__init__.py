@@ -50,8 +50,9 @@ class Upload:
         """Make the object exist, whole, and check its stored size. The one call that is the commit."""
         raise NotImplementedError
 
-    def abort(self) -> None:
-        """Leave nothing behind. Safe to call more than once, and after a commit (when it does nothing)."""
+    def abort(self) -> Optional[StoredObject]:
+        """Leave nothing behind. Safe to call more than once. After a commit that was interrupted it tells what that
+        made all the same: the object, or None where there is none and none can come."""
         raise NotImplementedError
 
 

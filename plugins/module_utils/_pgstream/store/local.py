@@ -137,6 +137,7 @@ class _LocalUpload(Upload):
         self._temporary = os.path.join(directory, ".%s.%d.%s%s" % (name, os.getpid(), os.urandom(4).hex(), _TEMPORARY))
         self._fd = _locked_file(self._temporary)
         self._size = 0
+        self._made: Optional[StoredObject] = None
 
     def write(self, pieces: Sequence[bytes]) -> None:
         try:
@@ -166,10 +167,9 @@ class _LocalUpload(Upload):
             raise StorageError("%s exists already" % self._path, hint="Another run wrote it meanwhile.") from None
         except OSError as error:
             raise _translate(error) from error
-        found = os.fstat(self._fd)
-        os.close(self._fd)
-        self._fd = -1
-        return _stored(self._key, found)
+        self._made = _stored(self._key, os.fstat(self._fd))
+        self._close()
+        return self._made
 
     def _linked(self) -> bool:
         """Give the file its name by a link, which unlike a rename fails where the name is taken. False on a file
@@ -185,15 +185,20 @@ class _LocalUpload(Upload):
         os.unlink(self._temporary)
         return True
 
-    def abort(self) -> None:
+    def abort(self) -> Optional[StoredObject]:
         if self._fd < 0:
-            return
+            return self._made
         try:
             os.unlink(self._temporary)
         except FileNotFoundError:
             pass
-        os.close(self._fd)
-        self._fd = -1
+        found = os.fstat(self._fd)
+        self._close()
+        return _stored(self._key, found) if found.st_nlink else None  # it has its own name already
+
+    def _close(self) -> None:
+        descriptor, self._fd = self._fd, -1
+        os.close(descriptor)
 
 
 def _stored(key: str, found: os.stat_result) -> StoredObject:

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from ..errors import Cancelled, IntegrityError, StorageError
 from ..events import rfc3339
 from ..plan import part_size
+from ..stages import stage
 from . import StoredObject, Upload
 from .profiles import Profile
 from .retry import Retry
@@ -54,7 +55,9 @@ class S3Upload(Upload):
         self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="upload")
         self._failure: Optional[BaseException] = None
         self._stopped = threading.Event()
+        self._completing = False
         self._done = False
+        self._aborted = False
 
     def expect(self, estimated: int) -> None:
         smallest = max(SMALLEST_PART, self._profile.smallest_part)
@@ -103,7 +106,8 @@ class S3Upload(Upload):
         try:
             if self._failure is not None or self._stopped.is_set():
                 raise Cancelled("the upload was aborted")
-            answer = self._call("upload_part", PartNumber=number, Body=PartBody(memoryview(part)[:filled]))
+            with stage("S3 upload"):
+                answer = self._call("upload_part", PartNumber=number, Body=PartBody(memoryview(part)[:filled]))
             if not answer.get("ETag"):
                 raise IntegrityError("the store gave no ETag for part %d of %s" % (number, self._key))
             # Where the store computed checksums, the completing call has to name them.
@@ -127,6 +131,7 @@ class S3Upload(Upload):
         except BaseException as error:
             raise self._failure or error from None  # the first cause, not a later part's echo of it
         self._pool.shutdown()
+        self._completing = True
         answer = self._complete(parts)
         self._stopped.set()
         self._done = True
@@ -215,14 +220,7 @@ class S3Upload(Upload):
         fault = self._fault(head, answer, parts)
         if fault:
             raise IntegrityError("%s %s" % (self._key, fault), hint=self._remove(found, version))
-        modified = head.get("LastModified")
-        return StoredObject(
-            self._key,
-            self._size,
-            rfc3339(modified.replace(microsecond=0)) if modified else "",
-            (head.get("ETag") or answer.get("ETag") or "").strip('"'),
-            version or head.get("VersionId", "") or "",
-        )
+        return _stored(self._key, head, answer)
 
     def _fault(self, head: Dict[str, Any], answer: Dict[str, Any], parts: List[Dict[str, Any]]) -> str:
         if not head or head["ContentLength"] != self._size:
@@ -255,11 +253,17 @@ class S3Upload(Upload):
             return "It could not be removed: %s" % error.message
         return ""
 
-    def abort(self) -> None:
-        if self._done:
-            return
+    def abort(self) -> Optional[StoredObject]:
+        if self._aborted:
+            return None
         self._stopped.set()
         self._pool.shutdown(wait=True)  # a part that arrives after the abort would stay, and be paid for
+        if not self._done:
+            self._abort()
+        self._aborted = True
+        return self._made_already() if self._completing else None
+
+    def _abort(self) -> None:
         try:
             self._client.call("abort_multipart_upload", Key=self._key, UploadId=self._upload_id)
         except StorageError as error:
@@ -269,7 +273,12 @@ class S3Upload(Upload):
                     % (self._upload_id, self._key, error.message),
                     hint="A backup under the same prefix removes it when it is a day old, if it may.",
                 ) from error.__cause__
-        self._done = True
+
+    def _made_already(self) -> Optional[StoredObject]:
+        found = self._look()
+        if not found.ours or found.head["ContentLength"] != self._size:
+            return None
+        return _stored(self._key, found.head, {})
 
 
 @dataclass(frozen=True)
@@ -280,3 +289,15 @@ class _Found:
     ours: bool = False
     unknown: str = ""
     denied: bool = False
+
+
+def _stored(key: str, head: Dict[str, Any], answer: Dict[str, Any]) -> StoredObject:
+    """An object by what HEAD, and before it the completing call, said of it."""
+    modified = head.get("LastModified")
+    return StoredObject(
+        key,
+        int(head["ContentLength"]),
+        rfc3339(modified.replace(microsecond=0)) if modified else "",
+        (head.get("ETag") or answer.get("ETag") or "").strip('"'),
+        answer.get("VersionId") or head.get("VersionId") or "",
+    )

@@ -1,0 +1,69 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How long a whole run may take: when that is over, it ends as one that was asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from types import FrameType
+from typing import Iterator, Optional
+
+from .errors import BackupError, Interrupted, UsageError
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_OTHERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def span(seconds: int) -> str:
+    """A duration as options give it: 14400 is `4h`."""
+    length, unit = next(each for each in _UNITS if seconds % each[0] == 0)
+    return "%d%s" % (seconds // length, unit)
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """End what runs inside after so many seconds, as a signal would, with a BackupError that says so; 0: no limit.
+
+    An alarm, as only a signal reaches the main thread wherever it waits. It is the first interrupt or none: those that
+    come later would cut the cleanup short, and one that came before has stopped it (`stop_alarm`).
+    """
+    if not seconds:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError("a timeout needs the main thread")
+    reached: Optional[Interrupted] = None
+    kept = {}
+
+    def stop(_number: int, _frame: Optional[FrameType]) -> None:
+        nonlocal reached
+        for number in _OTHERS:
+            kept[number] = signal.signal(number, _nothing)
+        reached = Interrupted("timeout of %s reached" % span(seconds))
+        raise reached
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Interrupted as error:
+        if error is not reached:
+            raise
+        raise BackupError(error.message, stage=error.stage, hint="Raise timeout if it is to take longer.") from None
+    finally:
+        stop_alarm()
+        signal.signal(signal.SIGALRM, before)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def stop_alarm() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _nothing(_number: int, _frame: Optional[FrameType]) -> None:
+    """Not SIG_IGN, which children would inherit."""
