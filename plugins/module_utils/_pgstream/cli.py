@@ -259,9 +259,9 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     if not result.ok:
         bad = ["%s: %s" % (each.name, each.detail) for each in result.findings if each.ok is False and each.needed]
         kind = StorageError if result.exit_code == StorageError.exit_code else BackupError
-        failure = kind("; ".join(bad) or "the check did not pass", stage="check")
-    fields = {**asdict(result), "correlation_id": log.correlation_id}
-    return Outcome(fields, "\n".join([_finding_table(result.findings), *result.conclusions]), failure)
+        failure = kind("; ".join(bad), stage="check")
+    table = "\n".join([_finding_table(result.findings), *result.conclusions])
+    return Outcome({**asdict(result), "correlation_id": log.correlation_id}, table, failure)
 
 
 def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
@@ -296,8 +296,8 @@ def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
 
 
 def _finding_table(findings: Sequence[Finding]) -> str:
-    marks = {True: "ok", None: "-"}
-    return _table([[marks.get(one.ok, "FAULT" if one.needed else "no"), one.name, one.detail] for one in findings])
+    marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAULT", (False, False): "no"}
+    return _table([[marks.get((one.ok, one.needed), "-"), one.name, one.detail] for one in findings])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
