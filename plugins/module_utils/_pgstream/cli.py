@@ -296,8 +296,8 @@ def _backup_table(backups: Sequence[BackupInfo], now: datetime) -> str:
 
 
 def _finding_table(findings: Sequence[Finding]) -> str:
-    marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAULT", (False, False): "no"}
-    return _table([[marks.get((one.ok, one.needed), "-"), one.name, one.detail] for one in findings])
+    marks = {True: "ok", None: "-"}
+    return _table([[marks.get(one.ok, "FAULT" if one.needed else "no"), one.name, one.detail] for one in findings])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
