@@ -2,7 +2,7 @@
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All tests: `everything.py [STAGE ...]`, without a STAGE every one. This is `make test`.
+"""All tests: `everything.py [STAGE ...]`, with what the stages need; without a STAGE every one. This is `make test`.
 
 Stages that do not need each other run side by side, LANES of them at a time: images are built while unit tests run, and
 one scenario waits for its cron while another works. What each says goes to build/test/STAGE.log, and is shown whole
@@ -87,7 +87,7 @@ class Run:
 
     def _begin(self) -> None:
         for name in list(self.waiting):
-            needs = [need for need in STAGES[name].after if need in self.waiting or need in self.began]
+            needs = STAGES[name].after
             if any(need in self.ended and self.ended[need][0] != "passed" for need in needs):
                 self.waiting.remove(name)
                 self.began[name] = time.monotonic()
@@ -143,7 +143,9 @@ def main(argv: Sequence[str]) -> int:
         log_of(name).unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     dockerd: Optional["subprocess.Popen[bytes]"] = None
-    run = Run([name for name in STAGES if not options.stages or name in options.stages], options.lanes)
+    wanted = set(options.stages or STAGES)
+    wanted |= {need for name in wanted for need in STAGES[name].after}
+    run = Run([name for name in STAGES if name in wanted], options.lanes)
     try:
         dockerd = engine.ensure_engine()
         failed = run.run()

@@ -112,6 +112,7 @@ class FakeS3:
         self.buckets: Dict[str, Dict[str, Stored]] = {}
         self.unfinished: Dict[str, Unfinished] = {}
         self.log: List[Tuple[str, str, int]] = []  # operation, key, status (0: none was sent)
+        self.arrived: List[str] = []  # operations
         self.ranges: List[str] = []  # as they were asked for
         self.access_key, self.secret_key, self.region = "fake-access-key", "fake-secret-key", "us-east-1"
         self._faults: List[Fault] = []
@@ -157,8 +158,9 @@ class FakeS3:
         return None
 
     def count(self, operation: str) -> int:
+        """The requests that came so far, answered or not."""
         with self.lock:
-            return [each[0] for each in self.log].count(operation)
+            return self.arrived.count(operation)
 
     def keys(self, bucket: str) -> List[str]:
         return sorted(self.buckets[bucket])
@@ -212,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         self.bucket, _slash, self.key = unquote(url.path).lstrip("/").partition("/")
         operation = self._operation()
+        with self.s3.lock:
+            self.s3.arrived.append(operation)
         fault = self.s3.fault(operation) or Fault(operation, how="")
         if fault.how == "deaf":
             return self._silence(operation, hold=True)
@@ -248,7 +252,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.rfile.read(length)
         body = b""
         while len(body) < length:
-            body += self.rfile.read(min(fault.bytes // 8, length - len(body)))
+            piece = self.rfile.read(min(fault.bytes // 8, length - len(body)))
+            if not piece:
+                raise ConnectionResetError
+            body += piece
             time.sleep(1 / 8)
         return body
 

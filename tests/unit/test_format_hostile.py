@@ -116,7 +116,7 @@ def test_the_limit_of_memory_is_felt(tmp_path: Path) -> None:
     lines = lines_of(sample.index)
     more = [{"table": dict(lines[1]["table"], number=number)} for number in range(200000)]
     data = forged(sample, sample.blocks, [lines[0], *more, *lines[4:]])
-    assert in_little_memory(data, sample.key, tmp_path, 4).startswith(("MemoryError", "Traceback"))
+    assert "out of memory" in in_little_memory(data, sample.key, tmp_path, 4)
     assert in_little_memory(data, sample.key, tmp_path, 512).startswith("IntegrityError: ")
 
 

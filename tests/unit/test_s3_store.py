@@ -781,6 +781,15 @@ def test_what_is_worth_another_attempt(
     assert client.calls.count("create_multipart_upload") == quick
 
 
+def test_a_part_without_an_etag(fake: S3Store, client: Client) -> None:
+    client.faults["upload_part"] = lambda **_rest: {}
+    upload = begun(fake)
+    with pytest.raises(IntegrityError, match="no ETag for part 1 of k"):
+        upload.commit()
+    upload.abort()
+    assert client.objects == {} and client.uploads == 0
+
+
 def test_a_forbidden_bucket_is_told_by_the_next_request(fake: S3Store, client: Client) -> None:
     """HEAD has no body: 403 there may be a key that may only write."""
     client.faults["head_bucket"] = failing(refused(403, "403", "Forbidden"))

@@ -326,9 +326,9 @@ def _check(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termi
     if not result.ok:
         bad = ["%s: %s" % (each.name, each.detail) for each in result.findings if each.ok is False and each.needed]
         kind = StorageError if result.exit_code == StorageError.exit_code else BackupError
-        failure = kind("; ".join(bad) or "the check did not pass", stage="check")
-    fields = {**asdict(result), "correlation_id": log.correlation_id}
-    return Outcome(fields, "\n".join([tables.finding_table(result.findings), *result.conclusions]), failure)
+        failure = kind("; ".join(bad), stage="check")
+    table = "\n".join([tables.finding_table(result.findings), *result.conclusions])
+    return Outcome({**asdict(result), "correlation_id": log.correlation_id}, table, failure)
 
 
 def _metrics(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:

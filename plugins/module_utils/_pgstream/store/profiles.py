@@ -86,9 +86,9 @@ B2 = Profile(
     lists_uploads="by prefix",
 )
 
-#: MinIO: minio/docs, "Limits"; cmd/object-handlers.go checks the conditions of the completing call. Issue 20989 of
-#: minio/minio: unfinished uploads are listed by whole key or all at once, never by a prefix; the server itself removes
-#: them after a day (`stale_uploads_expiry`).
+#: MinIO: minio/docs, "Limits"; cmd/object-handlers.go checks the conditions of the completing call. Its
+#: maintainers on ListMultipartUploads: by whole key or all at once, never by a prefix; the server itself removes
+#: unfinished uploads after a day (`stale_uploads_expiry`).
 MINIO = Profile(
     "MinIO",
     server=r"^MinIO",

@@ -147,7 +147,7 @@ def _send_condition(params: Dict[str, Any], context: Dict[str, Any], **_rest: An
 
 
 class PartBody:
-    """A part as a file. It is sent in small pieces, each with the whole timeout to itself: given as bytes it would be
+    """A part as a file. It is sent in small pieces, each with the whole timeout to itself: a bytearray would be
     one `sendall`, which Python limits in all, so that a slow but steady link would count as stalled."""
 
     def __init__(self, data: memoryview) -> None:
