@@ -105,6 +105,7 @@ def test_every_option_arrives():
         exclude_tables=["et"],
         exclude_table_data=["etd"],
         lock_timeout="2m",
+        timeout="4h",
         correlation_id="c",
     )
     assert request == model.BackupRequest(
@@ -145,6 +146,7 @@ def test_every_option_arrives():
         jobs=3,
         filters=model.Filters(("s",), ("es",), ("t",), ("et",), ("etd",)),
         lock_timeout=120,
+        timeout=4 * 3600,
         correlation_id="c",
     )
     request = restore(
@@ -162,6 +164,7 @@ def test_every_option_arrives():
         role="r",
         jobs=2,
         analyze=False,
+        timeout="30m",
         correlation_id="c",
     )
     assert request == model.RestoreRequest(
@@ -181,6 +184,7 @@ def test_every_option_arrives():
         role="r",
         jobs=2,
         analyze=False,
+        timeout=1800,
         correlation_id="c",
     )
 

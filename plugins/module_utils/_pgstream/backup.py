@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from . import catalog, codec, copying, plan, postgres, schema
+from . import catalog, codec, copying, limits, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
 from .errors import BackupError, Interrupted, ServerError, StorageError, UsageError
@@ -45,6 +45,11 @@ def default_jobs() -> int:
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:
     """Run a backup. It is whole in the store when this returns, and not there at all when this raises."""
+    with limits.time_limit(request.timeout):
+        return _back_up(request, log)
+
+
+def _back_up(request: BackupRequest, log: Log) -> BackupResult:
     request, start, store, key, existing = _prepare(request, log)
     if existing is not None:
         log.info("unchanged", key=existing.key, reason=existing.message)

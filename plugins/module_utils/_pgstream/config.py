@@ -33,6 +33,7 @@ FLAGS = {
     "BACKUP_COMPRESSION_LEVEL": "--compression-level",
     "BACKUP_JOBS": "--jobs",
     "BACKUP_FRESH_WITHIN": "--fresh-within",
+    "BACKUP_TIMEOUT": "--timeout",
 }
 
 #: Variables whose value is never shown; all but libpq's own PGPASSWORD may come as `NAME_FILE` instead.
@@ -124,6 +125,7 @@ def backup_request(
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
         filters=filters,
         lock_timeout=reader.parsed("BACKUP_LOCK_TIMEOUT", duration, BackupRequest.lock_timeout),
+        timeout=reader.parsed("BACKUP_TIMEOUT", duration, BackupRequest.timeout),
         correlation_id=correlation_id,
     )
     reader.finish()
@@ -162,6 +164,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
         source_database=source,
         latest_before=before,
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
+        timeout=reader.parsed("BACKUP_TIMEOUT", duration, RestoreRequest.timeout),
     )
     reader.finish()
     return request
