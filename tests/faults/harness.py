@@ -251,7 +251,6 @@ class Scene:
     def check_end(self, cell: Cell, operation: str) -> None:
         """Exit status, message, log and ledger agree, and nothing of the run is left but what it was to make."""
         outcome = self.outcome
-        print(outcome.err)
         assert outcome.code == cell.code, outcome.err + outcome.out
         run = self._noted(operation)
         if cell.code == KILLED:

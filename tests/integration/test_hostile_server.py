@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Iterator
 
 import pytest
 
@@ -41,36 +41,46 @@ QUERY_AGE = (
 
 
 @pytest.fixture
-def hostile(postgres: PostgresServer) -> Any:
-    """The engine's view of the server as a superuser whose every session begins in a bad way."""
-    role = "hostile"
-    postgres.psql("DROP ROLE IF EXISTS hostile; CREATE ROLE hostile SUPERUSER LOGIN PASSWORD 'hostile'")
+def role(postgres: PostgresServer, databases: Callable[[], str]) -> Iterator[str]:
+    """A superuser. What it owns goes with the databases, or to postgres."""
+    postgres.psql("CREATE ROLE hostile SUPERUSER LOGIN PASSWORD 'hostile'")
+    yield "hostile"
+    for name in postgres.psql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'").split():
+        postgres.psql("REASSIGN OWNED BY hostile TO postgres; DROP OWNED BY hostile", name)
+    postgres.psql("DROP OWNED BY hostile; DROP ROLE hostile")
+
+
+def make_hostile(postgres: PostgresServer, role: str) -> None:
+    """Every session of the role begins in a bad way from now on."""
     later = [entry for major, entry in LATER.items() if postgres.version // 10000 >= major]
     for name, value in [*SETTINGS.items(), *later]:
         postgres.psql("ALTER ROLE %s SET %s = '%s'" % (role, name, value))
-    yield server_of(postgres, user=role, password="hostile")
-    postgres.psql("DROP ROLE hostile")
 
 
 @pytest.mark.every_major
 def test_everything_comes_back_equal(
-    postgres: PostgresServer, everything: str, databases: Callable[[], str], hostile: Any, tmp_path: Any
+    postgres: PostgresServer, everything: str, databases: Callable[[], str], role: str, tmp_path: Any
 ) -> None:
-    copy = databases()
-    storage = local_storage(tmp_path / "store")
-    made = back_up(hostile, everything, storage, jobs=2)
-    restore(hostile, storage, made.key, database=copy, strategy="swap", keep_old=False, jobs=2)
-    assert differences(postgres, everything, postgres, copy) == []
+    """Equal to what the same role restores without those settings: some objects belong to who restores them."""
+    tame, copy = databases(), databases()
+    storage, server = local_storage(tmp_path / "store"), server_of(postgres, user=role, password=role)
+    before = back_up(server, everything, storage, key="before.sql.gz")
+    restore(server, storage, before.key, database=tame, strategy="swap", keep_old=False)
+    make_hostile(postgres, role)
+    made = back_up(server, everything, storage, jobs=2, key="made.sql.gz")
+    restore(server, storage, made.key, database=copy, strategy="swap", keep_old=False, jobs=2)
+    assert made.rows == before.rows and differences(postgres, tame, postgres, copy) == []
 
 
 @pytest.mark.every_major
 def test_no_timeout_of_the_role_ends_a_long_copy(
-    postgres: PostgresServer, database: str, databases: Callable[[], str], hostile: Any, pg_proxy: Any, tmp_path: Any
+    postgres: PostgresServer, database: str, databases: Callable[[], str], role: str, pg_proxy: Any, tmp_path: Any
 ) -> None:
     """The COPY, the leader that only waits, and the load are held for longer than every timeout that the role has."""
+    make_hostile(postgres, role)
     copy, storage = databases(), local_storage(tmp_path / "store")
     postgres.psql("CREATE TABLE big AS SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g", database)
-    slow = server_of(postgres, user="hostile", password="hostile", port=pg_proxy.port)
+    slow = server_of(postgres, user=role, password=role, port=pg_proxy.port)
 
     def held(run: Background, gate: Any, sessions: str) -> Any:
         wait_until(lambda: gate.reached.is_set() or not run.running, "the rows")

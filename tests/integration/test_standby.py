@@ -106,8 +106,9 @@ def test_a_conflict_with_recovery_is_named(primary: PostgresServer, standby: Pos
         gate.release()
         with pytest.raises(BackupError) as caught:
             run.result()
-    assert "conflict with recovery" in caught.value.message
-    assert "max_standby_streaming_delay" in caught.value.hint
+    said = caught.value.sentence()
+    assert "conflict with recovery" in said and "max_standby_streaming_delay" in said
+    assert caught.value.exit_code == 3
     assert os.listdir(str(tmp_path / "store")) == []
 
 

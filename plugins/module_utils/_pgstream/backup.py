@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from . import catalog, codec, copying, limits, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
-from .errors import BackupError, Interrupted, ServerError, StorageError, UsageError
+from .errors import BackupError, Interrupted, ServerError, StorageError, UsageError, hint_of
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
@@ -270,13 +270,15 @@ class _Run:
 
     def _first_cause(self, error: BaseException) -> BaseException:
         """Whatever a part of the run says, if the leader's session was lost, and the snapshot with it, it was that."""
-        if isinstance(error, BackupError) and not isinstance(error, (ServerError, StorageError)):
+        if isinstance(error, BackupError) and not isinstance(error, StorageError) and not self.leader.lost:
             try:
                 self.leader.still_there()
             except ServerError as lost:
-                return lost.at(error.stage)
+                error = lost.at(error.stage)
             except BackupError:
                 pass  # its transaction failed, the session is there
+        if isinstance(error, ServerError) and self.leader.standby:
+            error.hint = error.hint or hint_of("conflict with recovery")
         return error
 
     def _write(self, locked: Sequence[TableName], facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:

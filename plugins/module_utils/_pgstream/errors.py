@@ -112,7 +112,7 @@ def hint_of(text: str) -> str:
     """What to do about something that PostgreSQL says in every session alike."""
     if "conflict with recovery" in text:
         return (
-            "The standby removed what the backup was reading: raise max_standby_streaming_delay, or set"
+            "A conflict with recovery ends sessions of a standby: raise max_standby_streaming_delay, or set"
             " hot_standby_feedback there, or back up the primary."
         )
     return ""

@@ -28,7 +28,9 @@ def load_options(major: int) -> str:
     """For PGOPTIONS: what only speeds a load, or keeps settings of a database, role or server from hindering it.
     `major`: the server's."""
     speed = {"synchronous_commit": "off", "maintenance_work_mem": "256MB", "client_min_messages": "warning"}
-    return " ".join("-c %s=%s" % item for item in {**speed, **unhindered(major)}.items())
+    # Options of text search dictionaries are stored as they were spelled.
+    spelling = {"quote_all_identifiers": "off"}
+    return " ".join("-c %s=%s" % item for item in {**speed, **spelling, **unhindered(major)}.items())
 
 
 class Loader:

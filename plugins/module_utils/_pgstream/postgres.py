@@ -175,6 +175,11 @@ class Session:
         self.execute("; ".join("SET %s = '%s'" % item for item in unhindered(self.major).items()))
         self._connection.autocommit = autocommit
 
+    @property
+    def lost(self) -> bool:
+        """Whether a statement has found the connection gone."""
+        return bool(self._connection.closed)
+
     def _backend(self) -> int:
         return int(self.value("SELECT pg_catalog.pg_backend_pid()"))
 
@@ -185,12 +190,18 @@ class Session:
 
         def look() -> None:
             try:
-                with psycopg2.connect(**self._options) as other, other.cursor() as cursor:
-                    cursor.execute("SELECT pg_catalog.pg_backend_pid()")
-                    seen.put(cursor.fetchone()[0])
-                other.close()
+                other = psycopg2.connect(**self._options)
             except psycopg2.Error:
                 seen.put(0)
+                return
+            try:
+                with other.cursor() as cursor:
+                    cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+                    seen.put(cursor.fetchone()[0])
+            except psycopg2.Error:
+                seen.put(ours)  # not even transactions: a pool of single statements
+            finally:
+                other.close()
 
         threading.Thread(target=look, name="pooler", daemon=True).start()
         try:
@@ -347,6 +358,7 @@ class Leader(Session):
     def __init__(self, server: Server, database: str) -> None:
         super().__init__(server, database, autocommit=False, patience=AT_START)
         self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True, deferrable=False)
+        self.standby = bool(self.value("SELECT pg_catalog.pg_is_in_recovery()"))
         self.search_path: List[str] = self.value("SELECT pg_catalog.current_schemas(false)::text[]")
         self.execute("; ".join(session_settings(self.major)))
         self.snapshot = str(self.value("SELECT pg_catalog.pg_export_snapshot()"))
