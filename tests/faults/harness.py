@@ -182,6 +182,7 @@ ACTORS: Dict[str, tuple] = {
     "server": (lambda scene: scene.postgres.stop(), True),
     "restart": (lambda scene: (scene.postgres.stop(), scene.postgres.start()), True),
     "store": (lambda scene: scene.s3.kill(), True),
+    "store restart": (lambda scene: (scene.s3.kill(), scene.s3.start()), True),
     "SIGTERM": (_signal(signal.SIGTERM), False),
     "SIGINT": (_signal(signal.SIGINT), False),
     "SIGHUP": (_signal(signal.SIGHUP), False),

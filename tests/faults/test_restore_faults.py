@@ -89,6 +89,7 @@ HARMLESS = [
     Cell("index", "GetObject truncate once", 0),
     Cell("index", "GetObject stall once", 0),
     Cell("index", "GetObject delay", 0),
+    Cell("data", "store restart", 0),
     Cell("data", "GetObject reset later once", 0),
     Cell("data", "GetObject truncate later once", 0),
     Cell("data", "GetObject 503 later once", 0),
