@@ -95,6 +95,7 @@ BACKUP_OPTIONS: Spec = {
     "exclude_tables": {"type": "list", "elements": "str", "default": []},
     "exclude_table_data": {"type": "list", "elements": "str", "default": []},
     "lock_timeout": {"type": "str", "default": "%ds" % BackupRequest.lock_timeout},
+    "timeout": {"type": "str"},
     "correlation_id": {"type": "str"},
 }
 
@@ -113,6 +114,7 @@ RESTORE_OPTIONS: Spec = {
     "role": {"type": "str"},
     "jobs": {"type": "int"},
     "analyze": {"type": "bool", "default": RestoreRequest.analyze},
+    "timeout": {"type": "str"},
     "correlation_id": {"type": "str"},
 }
 
@@ -254,6 +256,7 @@ def backup_request(params: Params) -> BackupRequest:
             exclude_table_data=_names(params, "exclude_table_data"),
         ),
         lock_timeout=faults.seconds(params, "lock_timeout"),
+        timeout=faults.seconds(params, "timeout"),
         correlation_id=_text(params, "correlation_id"),
     )
     faults.add_if(not request.database, "login_db: the database to back up is not named")
@@ -282,6 +285,7 @@ def restore_request(params: Params) -> RestoreRequest:
         role=_text(params, "role"),
         jobs=faults.count(params, "jobs"),
         analyze=params["analyze"],
+        timeout=faults.seconds(params, "timeout"),
         correlation_id=_text(params, "correlation_id"),
     )
     faults.add_if(not request.key, "backup_key: name the backup to restore, or say `latest`")

@@ -113,6 +113,11 @@ options:
       - A duration as in O(fresh_within).
     type: str
     default: 60s
+  timeout:
+    description:
+      - How long the whole run may take. One that takes longer is ended and has failed, and leaves nothing behind.
+      - A duration such as V(90m) or V(6h). When not given, there is no limit.
+    type: str
   correlation_id:
     description: Name of this run in results and in the backup's index. When not given, one is made up.
     type: str

@@ -110,6 +110,11 @@ options:
     description: Run C(ANALYZE) at the end, so that the planner knows the restored tables.
     type: bool
     default: true
+  timeout:
+    description:
+      - How long the whole run may take. One that takes longer is ended and has failed, and leaves nothing behind.
+      - A duration such as V(90m) or V(6h). When not given, there is no limit.
+    type: str
   correlation_id:
     description: Name of this run in results. When not given, one is made up.
     type: str

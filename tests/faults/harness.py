@@ -182,12 +182,14 @@ ACTORS: Dict[str, tuple] = {
     "server": (lambda scene: scene.postgres.stop(), True),
     "restart": (lambda scene: (scene.postgres.stop(), scene.postgres.start()), True),
     "store": (lambda scene: scene.s3.kill(), True),
+    "store restart": (lambda scene: (scene.s3.kill(), scene.s3.start()), True),
     "SIGTERM": (_signal(signal.SIGTERM), False),
     "SIGINT": (_signal(signal.SIGINT), False),
     "SIGHUP": (_signal(signal.SIGHUP), False),
     "SIGKILL": (_signal(signal.SIGKILL), False),
     "no memory": (_limit(resource.RLIMIT_AS, _address_space), True),
     "file size limit": (_limit(resource.RLIMIT_FSIZE, lambda scene: 1 << 20), True),
+    "timeout": (lambda scene: None, False),  # of the run, which is set low
     "nothing": (lambda scene: None, True),
 }
 
@@ -277,6 +279,12 @@ class Scene:
         open_ones = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
         assert self.postgres.psql(open_ones) == "0\n"
         assert os.listdir(str(self.command.temporary)) == []
+
+
+def limits(cell: Cell) -> Dict[str, str]:
+    """The environment's part that makes a cell's waiting short."""
+    found = {"BACKUP_STALL_TIMEOUT": "1s"} if " stall" in cell.actor else {}
+    return {**found, "BACKUP_TIMEOUT": "2s"} if cell.actor == "timeout" else found
 
 
 def storage_of(s3: Any, bucket: str) -> Storage:

@@ -24,6 +24,7 @@ from .harness import (
     held_at,
     held_program,
     held_store,
+    limits,
     listed,
     storage_of,
     stored_is_whole,
@@ -113,6 +114,7 @@ CELLS = [
     Cell("tail", "SIGTERM", 1, "tail", "Interrupted by SIGTERM"),
     Cell("completing", "SIGTERM", 1, "commit", "Interrupted by SIGTERM"),
     Cell("completing", "SIGINT", 1, "commit", "Interrupted by SIGINT"),
+    Cell("validation", "timeout", 1, "validation", "timeout of 2s reached.*Raise timeout"),
     Cell("validation", "SIGKILL", KILLED),
     Cell("schema", "SIGKILL", KILLED),
     Cell("data", "SIGKILL", KILLED),
@@ -153,8 +155,7 @@ OLDER = "fault_source_2020-01-01T00:00:00Z.sql.gz"  # somebody's, not to be touc
 
 def run_of(cell: Cell, environment: Dict[str, str], start: Any) -> Callable[[], Command]:
     jobs = "2" if cell.stage == "both data" else "1"
-    patience = {"BACKUP_STALL_TIMEOUT": "1s"} if " stall" in cell.actor else {}
-    return lambda: start({**environment, **patience}, "backup", "--jobs", jobs)
+    return lambda: start({**environment, **limits(cell)}, "backup", "--jobs", jobs)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from tests.support.runs import Command, command_env, databases_like
 
 from .conftest import ROWS
-from .harness import KILLED, SERVER_GONE, Cell, Precious, Scene, held_at, held_program, held_store
+from .harness import KILLED, SERVER_GONE, Cell, Precious, Scene, held_at, held_program, held_store, limits
 
 STAGES = {
     "index": held_store("GetObject"),
@@ -59,7 +59,7 @@ CELLS = [
     Cell("index", "GetObject 500", 4, INDEX, "InternalError, HTTP 500"),
     Cell("index", "GetObject reset", 4, INDEX, "inaccessible"),
     Cell("index", "GetObject stall", 4, INDEX, "timeout|timed out"),
-    Cell("index", "GetObject corrupt", 6, INDEX, ""),
+    Cell("index", "GetObject corrupt", 6, DATA, "damaged"),  # without its footer it is a foreign stream
     Cell("data", "GetObject 403 later", 4, DATA, "AccessDenied, HTTP 403"),
     Cell("data", "GetObject 503 later", 4, DATA, "SlowDown, HTTP 503"),
     Cell("data", "GetObject reset later", 4, DATA, "inaccessible"),
@@ -75,6 +75,7 @@ CELLS = [
     Cell("indexes", "SIGTERM", 1, INDEXES, "Interrupted by SIGTERM"),
     Cell("analyze", "SIGTERM", 1, "analyze", "Interrupted by SIGTERM"),
     Cell("rename", "SIGTERM", 1, "rename", "Interrupted by SIGTERM"),
+    Cell("index", "timeout", 1, INDEX, "timeout of 2s reached.*Raise timeout"),
     Cell("index", "SIGKILL", KILLED),
     Cell("head", "SIGKILL", KILLED),
     Cell("data", "SIGKILL", KILLED),
@@ -88,6 +89,7 @@ HARMLESS = [
     Cell("index", "GetObject truncate once", 0),
     Cell("index", "GetObject stall once", 0),
     Cell("index", "GetObject delay", 0),
+    Cell("data", "store restart", 0),
     Cell("data", "GetObject reset later once", 0),
     Cell("data", "GetObject truncate later once", 0),
     Cell("data", "GetObject 503 later once", 0),
@@ -103,8 +105,7 @@ def restores(
     """What starts the restore of a cell."""
 
     def of_cell(cell: Cell) -> Callable[[], Command]:
-        patience = {"BACKUP_STALL_TIMEOUT": "1s"} if " stall" in cell.actor else {}
-        changes = {**scene.changes(), **patience}
+        changes = {**scene.changes(), **limits(cell)}
         env = command_env(fault_env, scene.postgres, database, scene.s3, stored["bucket"], **changes)
         strategy = "auto" if cell.strategy == "in_place" else cell.strategy
         return lambda: start(env, "restore", stored["key"], "--strategy", strategy, "--jobs", "2")

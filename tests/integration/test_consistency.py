@@ -6,13 +6,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Iterator
 
 import pytest
 from _pgstream.errors import BackupError
 
 from tests.support.compare import differences
-from tests.support.runs import Background, KeptLog, back_up, restore, s3_storage, server_of, sessions, wait_until
+from tests.support.runs import (
+    Background,
+    KeptLog,
+    back_up,
+    local_storage,
+    restore,
+    s3_storage,
+    server_of,
+    sessions,
+    wait_until,
+)
 
 TABLES = """
 CREATE TABLE written (id int PRIMARY KEY, text text);
@@ -121,3 +134,58 @@ def test_a_change_that_waits_before_pg_dump_has_its_locks(
     change.result()
     assert postgres.psql("SELECT count(more) FROM altered", database) == "300\n"
     assert sessions(postgres) == []
+
+
+# As pgbench's own, for fewer accounts.
+TRANSFER = """
+\\set aid random(1, 3000)
+\\set tid random(1, 10)
+\\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = 1;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, 1, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+"""
+BALANCES = """
+SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),
+       (SELECT sum(bbalance) FROM pgbench_branches), (SELECT sum(delta) FROM pgbench_history),
+       (SELECT count(*) FROM pgbench_history)
+"""
+BACKUPS = 20
+
+
+@pytest.fixture
+def bench(postgres: Any, database: str, tmp_path: Path) -> Iterator[str]:
+    """A database in which money moves between accounts all the time."""
+    program, script = os.path.join(postgres.bindir, "pgbench"), tmp_path / "transfer.sql"
+    if not os.path.exists(program):
+        pytest.skip("no pgbench beside this server's programs")
+    script.write_text(TRANSFER)
+    env = postgres.env(database)
+    subprocess.run([program, "-i", "-q", "-s", "1"], env=env, stderr=subprocess.DEVNULL, check=True)
+    postgres.psql("DELETE FROM pgbench_accounts WHERE aid > 3000", database)
+    postgres.psql("VACUUM FULL pgbench_accounts", database)
+    command = [program, "-n", "-c", "2", "-T", "3600", "-R", "300", "-f", str(script)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield database
+    assert process.poll() is None, "pgbench ended by itself"
+    process.kill()
+    process.wait()
+
+
+def test_the_balances_agree_in_every_backup_under_load(
+    postgres: Any, bench: str, databases: Callable[[], str], tmp_path: Path
+) -> None:
+    server, storage, copy = server_of(postgres), local_storage(tmp_path / "store"), databases()
+    transfers = [0]
+    for number in range(BACKUPS):
+        moved = "SELECT count(*) > %d FROM pgbench_history" % transfers[-1]
+        wait_until(lambda sql=moved: postgres.psql(sql, bench) == "t\n", "another transfer")
+        made = back_up(server, bench, storage, key="bench%d.sql.gz" % number, jobs=2)
+        restore(server, storage, made.key, database=copy, strategy="swap", keep_old=False, analyze=False)
+        *sums, count = postgres.psql(BALANCES, copy).strip().split("|")
+        assert len(set(sums)) == 1 and sums[0], sums
+        transfers.append(int(count))
+    assert transfers == sorted(set(transfers))  # each of another moment

@@ -114,6 +114,7 @@ def test_every_option_arrives():
         exclude_tables=["et"],
         exclude_table_data=["etd"],
         lock_timeout="2m",
+        timeout="4h",
         correlation_id="c",
     )
     assert request == model.BackupRequest(
@@ -154,6 +155,7 @@ def test_every_option_arrives():
         jobs=3,
         filters=model.Filters(("s",), ("es",), ("t",), ("et",), ("etd",)),
         lock_timeout=120,
+        timeout=4 * 3600,
         correlation_id="c",
     )
     request = restore(
@@ -171,6 +173,7 @@ def test_every_option_arrives():
         role="r",
         jobs=2,
         analyze=False,
+        timeout="30m",
         correlation_id="c",
     )
     assert request == model.RestoreRequest(
@@ -190,6 +193,7 @@ def test_every_option_arrives():
         role="r",
         jobs=2,
         analyze=False,
+        timeout=1800,
         correlation_id="c",
     )
 

@@ -73,6 +73,7 @@ def test_every_variable_arrives() -> None:
         "BACKUP_JOBS": "7",
         "BACKUP_KEY": "k.sql.gz",
         "BACKUP_LOCK_TIMEOUT": "2m",
+        "BACKUP_TIMEOUT": "4h",
         "BACKUP_FRESH_WITHIN": "6h",
         "BACKUP_S3_CHECKSUMS": "when_supported",
         "BACKUP_S3_ADDRESSING_STYLE": "virtual",
@@ -113,6 +114,7 @@ def test_every_variable_arrives() -> None:
         jobs=7,
         filters=filters,
         lock_timeout=120,
+        timeout=4 * 3600,
         correlation_id="cid",
     )
 
@@ -131,6 +133,7 @@ def test_missing_and_wrong_are_named_together() -> None:
             "BACKUP_JOBS": "many",
             "BACKUP_COMPRESSION": "lzma",
             "BACKUP_LOCK_TIMEOUT": "60",
+            "BACKUP_TIMEOUT": "60",
             "BACKUP_FRESH_WITHIN": "6 hours",
             "BACKUP_S3_CHECKSUMS": "never",
             "BACKUP_S3_ADDRESSING_STYLE": "dns",
@@ -149,6 +152,7 @@ def test_missing_and_wrong_are_named_together() -> None:
         "BACKUP_JOBS",
         "BACKUP_COMPRESSION",
         "BACKUP_LOCK_TIMEOUT",
+        "BACKUP_TIMEOUT",
         "BACKUP_FRESH_WITHIN",
         "BACKUP_S3_CHECKSUMS",
         "BACKUP_S3_ADDRESSING_STYLE",
@@ -419,6 +423,7 @@ def test_restore_faults_come_all_at_once() -> None:
 
 def test_restore_jobs_and_flags() -> None:
     assert restore({**MINIMUM, "BACKUP_JOBS": "2"}).jobs == 2
+    assert restore({**MINIMUM, "BACKUP_TIMEOUT": "90m"}).timeout == 5400
     assert restore({**MINIMUM, "BACKUP_JOBS": "2"}, flags={"BACKUP_JOBS": "5"}).jobs == 5
 
 

@@ -254,7 +254,7 @@ class Child:
 class Fake:
     """Clients, processes and leader of a copier whose children are `Child`s; the leader counts what it is asked."""
 
-    encoding, codec, snapshot, closed = "UTF8", "utf-8", "0003-1", False
+    encoding, codec, snapshot, closed, major = "UTF8", "utf-8", "0003-1", False, 15
 
     def __init__(self, child: Child, leader_says: int = 2) -> None:
         self.child = child

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from . import catalog, codec, copying, plan, postgres, schema
+from . import catalog, codec, copying, limits, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
-from .errors import BackupError, IntegrityError, Interrupted, ServerError, StorageError, UsageError
+from .errors import BackupError, IntegrityError, Interrupted, ServerError, StorageError, UsageError, hint_of
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
@@ -45,6 +45,11 @@ def default_jobs() -> int:
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:
     """Run a backup. It is whole in the store when this returns, and not there at all when this raises."""
+    with limits.time_limit(request.timeout):
+        return _back_up(request, log)
+
+
+def _back_up(request: BackupRequest, log: Log) -> BackupResult:
     request, start, store, key, existing = _prepare(request, log)
     if existing is not None:
         log.info("unchanged", key=existing.key, reason=existing.message)
@@ -273,13 +278,15 @@ class _Run:
 
     def _first_cause(self, error: BaseException) -> BaseException:
         """Whatever a part of the run says, if the leader's session was lost, and the snapshot with it, it was that."""
-        if isinstance(error, BackupError) and not isinstance(error, (ServerError, StorageError)):
+        if isinstance(error, BackupError) and not isinstance(error, StorageError) and not self.leader.lost:
             try:
                 self.leader.still_there()
             except ServerError as lost:
-                return lost.at(error.stage)
+                error = lost.at(error.stage)
             except BackupError:
                 pass  # its transaction failed, the session is there
+        if isinstance(error, ServerError) and self.leader.standby:
+            error.hint = error.hint or hint_of("conflict with recovery")
         return error
 
     def _write(self, locked: Sequence[TableName], facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple
 from urllib.parse import quote
 
-from . import config, config_retention, notify, tables
+from . import config, config_retention, limits, notify, tables
 from .errors import BackupError, Interrupted, StorageError, UsageError
 from .events import new_correlation_id
 from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _setting(backup, "BACKUP_COMPRESSION_LEVEL")
     _setting(backup, "BACKUP_JOBS")
     _setting(backup, "BACKUP_FRESH_WITHIN", "do nothing if a backup is younger than this: 30s, 90m, 6h, 2d")
+    _setting(backup, "BACKUP_TIMEOUT", "end the run after this: 90m, 6h")
     backup.add_argument("--overwrite", action="store_true", help="replace an object of the same key")
     for name in ("schema", "exclude-schema", "table", "exclude-table", "exclude-table-data"):
         _pattern(backup, name, "a pattern as pg_dump knows it; may be repeated")
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     old.add_argument("--keep-old", dest="keep_old", action="store_true", default=True, help="swap: keep what was there")
     old.add_argument("--drop-old", dest="keep_old", action="store_false", help="swap: drop what was there")
     _setting(restore, "BACKUP_JOBS")
+    _setting(restore, "BACKUP_TIMEOUT", "end the run after this: 90m, 6h")
     for name in ("schema", "table"):
         _pattern(restore, name, "restore only this; may be repeated")
     _names(restore)
@@ -437,5 +439,6 @@ class _Signals:
     def _stop(self, number: int, _frame: object) -> None:
         if self._armed:
             self._armed = False
+            limits.stop_alarm()
             self.received = Interrupted("Interrupted by %s" % signal.Signals(number).name)
             raise self.received

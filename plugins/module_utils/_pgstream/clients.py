@@ -16,6 +16,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from .errors import UsageError
 from .model import Server
+from .postgres import connection_parameters
 from .process import Process, Processes, bulk_output
 
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
@@ -69,7 +70,7 @@ class Clients:
 
     def conninfo(self, database: str) -> str:
         """Database and extra libpq parameters; nothing secret, because it is seen in the list of processes."""
-        pairs = [("dbname", database)] + list(self.server.connect_params)
+        pairs = [("dbname", database), *connection_parameters(self.server, self.major).items()]
         return " ".join("%s='%s'" % (name, value.replace("\\", "\\\\").replace("'", "\\'")) for name, value in pairs)
 
     def psql(

@@ -43,6 +43,7 @@ FLAGS = {
     "BACKUP_KEEP_WITHIN": "--keep-within",
     "BACKUP_MIN_KEEP": "--min-keep",
     "BACKUP_VERIFY_LEVEL": "--level",
+    "BACKUP_TIMEOUT": "--timeout",
 }
 
 #: Variables whose value is never shown; all but libpq's own PGPASSWORD may come as `NAME_FILE` instead.
@@ -144,6 +145,7 @@ def backup_request(
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
         filters=filters,
         lock_timeout=reader.parsed("BACKUP_LOCK_TIMEOUT", duration, BackupRequest.lock_timeout),
+        timeout=reader.parsed("BACKUP_TIMEOUT", duration, BackupRequest.timeout),
         correlation_id=correlation_id,
     )
     reader.finish()
@@ -169,6 +171,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
         source_database=source,
         latest_before=before,
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
+        timeout=reader.parsed("BACKUP_TIMEOUT", duration, RestoreRequest.timeout),
     )
     reader.finish()
     return request

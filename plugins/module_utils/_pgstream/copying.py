@@ -13,7 +13,7 @@ from .archive import ArchiveWriter, BlockEncoder
 from .clients import Clients
 from .errors import BackupError
 from .plan import CopyItem, CopyTask
-from .postgres import SESSION_SETTINGS, Leader, literal
+from .postgres import Leader, literal, session_settings
 from .process import Processes
 from .workers import check_running
 
@@ -201,7 +201,7 @@ class DataCopier:
         lines = [
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY\\; SET TRANSACTION SNAPSHOT %s\\; "
             % literal(self._leader.snapshot)
-            + "\\; ".join(SESSION_SETTINGS)
+            + "\\; ".join(session_settings(self._leader.major))
             + ";",
             "\\set VERBOSITY sqlstate",
             "LOCK TABLE ONLY %s IN ACCESS SHARE MODE NOWAIT;" % ", ONLY ".join(names),

@@ -22,7 +22,7 @@ from . import catalog, restore
 from .errors import BackupError, IntegrityError, UsageError
 from .events import Log, new_correlation_id
 from .model import Index, RestoreRequest, RestoreResult, Server, Table, VerifyRequest
-from .postgres import SESSION_SETTINGS, Session, qualified, quote
+from .postgres import Session, qualified, quote, session_settings
 from .stages import stage
 from .store import StoredObject
 from .target import beside
@@ -258,7 +258,7 @@ def _fingerprints(server: Server, database: str, tables: Sequence[Table], hashed
             session = Session(server, database, autocommit=False)
             sessions.append(session)
             session.execute("SET TRANSACTION READ ONLY")
-            for setting in (*SESSION_SETTINGS, "SET LOCAL TimeZone = 'UTC'"):
+            for setting in (*session_settings(session.major), "SET LOCAL TimeZone = 'UTC'"):
                 session.execute(setting)
             idle.put(session)
         run_parallel(tables, work, max(1, len(sessions)), stop)

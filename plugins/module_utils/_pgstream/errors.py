@@ -108,6 +108,16 @@ class Cancelled(BackupError):
     """A worker stopped because another one failed first: never the cause that is reported."""
 
 
+def hint_of(text: str) -> str:
+    """What to do about something that PostgreSQL says in every session alike."""
+    if "conflict with recovery" in text:
+        return (
+            "A conflict with recovery ends sessions of a standby: raise max_standby_streaming_delay, or set"
+            " hot_standby_feedback there, or back up the primary."
+        )
+    return ""
+
+
 def first_cause(current: Optional[BaseException], new: BaseException) -> BaseException:
     """The error to report when a second one arrives: the first, unless it was only an echo."""
     if current is None or (isinstance(current, Cancelled) and not isinstance(new, Cancelled)):

@@ -16,7 +16,7 @@ from .clients import Clients
 from .copying import END_AFTER_ROWS
 from .errors import BackupError, IntegrityError, UsageError
 from .model import Block, Index
-from .postgres import quote
+from .postgres import quote, unhindered
 from .process import Process, Processes
 from .store import Store
 from .workers import check_running
@@ -27,24 +27,28 @@ SMALLEST_RUN = 1 << 20
 COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z"
 )
-#: What only speeds a load, or keeps a database's or role's settings from hindering it.
-LOAD_OPTIONS = (
-    "-c synchronous_commit=off -c maintenance_work_mem=256MB -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off"
-    " -c client_min_messages=warning"
-)
+
+
+def load_options(major: int) -> str:
+    """For PGOPTIONS: what only speeds a load, or keeps settings of a database, role or server from hindering it.
+    `major`: the server's."""
+    speed = {"synchronous_commit": "off", "maintenance_work_mem": "256MB", "client_min_messages": "warning"}
+    # Options of text search dictionaries are stored as they were spelled.
+    spelling = {"quote_all_identifiers": "off"}
+    return " ".join("-c %s=%s" % item for item in {**speed, **spelling, **unhindered(major)}.items())
 
 
 class Loader:
     """Feeds SQL to the target database. One per restore; `load` may run in several threads."""
 
     def __init__(
-        self, clients: Clients, processes: Processes, database: str, role: str, encoding: str = "UTF8"
+        self, clients: Clients, processes: Processes, database: str, role: str, major: int, encoding: str = "UTF8"
     ) -> None:
         self._clients = clients
         self._processes = processes
         self._database = database
         self._role = role
+        self._options = load_options(major)
         self._encoding = encoding
         self._lock = threading.Lock()
         self.rows: Dict[int, int] = {}
@@ -53,7 +57,7 @@ class Loader:
 
     def open(self, name: str = "psql") -> Process:
         process = self._clients.psql(
-            self._processes, self._database, self._encoding, name, quiet=False, options=LOAD_OPTIONS
+            self._processes, self._database, self._encoding, name, quiet=False, options=self._options
         )
         if self._role:
             process.write(("SET ROLE %s;\n" % quote(self._role)).encode())

@@ -91,6 +91,7 @@ class BackupRequest:
     jobs: int = 0  # 0: the smaller of 4 and the cores
     filters: Filters = Filters()
     lock_timeout: int = 60  # seconds
+    timeout: int = 0  # seconds of the whole run; 0: no limit
     correlation_id: str = ""
 
 
@@ -112,6 +113,7 @@ class RestoreRequest:
     role: str = ""
     jobs: int = 0
     analyze: bool = True
+    timeout: int = 0  # seconds of the whole run; 0: no limit
     correlation_id: str = ""
 
 

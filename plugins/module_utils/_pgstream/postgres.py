@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
-from .errors import BackupError, LockedError, ServerError, UsageError
+from .errors import BackupError, LockedError, ServerError, UsageError, hint_of
 from .model import DatabaseInfo, Server
 
 try:
@@ -23,9 +24,7 @@ except ImportError:
     psycopg2 = None  # type: ignore[assignment]
 
 #: What a session needs so that COPY writes what any server reads back the same, and nothing ends it early.
-SESSION_SETTINGS = (
-    "SET LOCAL statement_timeout = 0",
-    "SET LOCAL idle_in_transaction_session_timeout = 0",
+_SESSION_SETTINGS = (
     "SET LOCAL row_security = off",
     "SET LOCAL extra_float_digits = 3",
     "SET LOCAL DateStyle = 'ISO, YMD'",
@@ -35,10 +34,17 @@ SESSION_SETTINGS = (
     "SET LOCAL synchronize_seqscans = off",
     "SET LOCAL search_path = ''",
 )
+#: A peer that is gone without a word (a failover, a firewall that forgot) is noticed after two minutes, where the
+#: system's own defaults wait for hours, or for ever when nothing is sent. Only silence of the network counts: a server
+#: that is long at a query still answers for its connection. Names as libpq has them; an option of the user's wins.
+DEAD_PEER = (("keepalives_idle", "60"), ("keepalives_interval", "15"), ("keepalives_count", "4"))
+SENT_IN_VAIN = ("tcp_user_timeout", "120000")  # milliseconds; libpq 12 and newer
 AT_START = 5.0  # seconds for which a server that does not listen is asked again, before there is work to lose
 STARTING = 60.0  # seconds for one that says it is starting
+POOLER_PATIENCE = 5.0  # seconds
 CONNECT_PAUSE = 0.25  # seconds between two attempts
 CANCEL_PATIENCE = 2.0  # seconds until a statement that was cancelled is given up, and its connection with it
+_TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 _LOCK_CLASS = 0x70677374  # "pgst": first half of the advisory lock's key; the second is the database's OID
 
 
@@ -66,6 +72,23 @@ class SequenceValue:
     name: str
     last_value: int
     is_called: bool
+
+
+def unhindered(major: int) -> Dict[str, str]:
+    """Settings that keep what a role, database or server sets from ending or refusing our work."""
+    names = _TIMEOUTS + (("idle_session_timeout",) if major >= 14 else ())
+    names += ("transaction_timeout",) if major >= 17 else ()
+    return {**{name: "0" for name in names}, "default_transaction_read_only": "off"}
+
+
+def session_settings(major: int) -> List[str]:
+    return ["SET LOCAL %s = '%s'" % item for item in unhindered(major).items()] + list(_SESSION_SETTINGS)
+
+
+def connection_parameters(server: Server, libpq: int) -> Dict[str, str]:
+    """What the user gave, over what notices a dead peer. `libpq`: its major version."""
+    own = dict(DEAD_PEER + ((SENT_IN_VAIN,) if libpq >= 12 else ()))
+    return {**own, **dict(server.connect_params)}
 
 
 def require() -> None:
@@ -107,13 +130,14 @@ class Session:
             "sslkey": server.ssl_key,
         }
         options = {name: value for name, value in options.items() if value}
-        options.update(dict(server.connect_params))
+        options.update(connection_parameters(server, psycopg2.extensions.libpq_version() // 10000))
         options.update(
             dbname=database,
             port=server.port,
             connect_timeout=server.connect_timeout,
             application_name="pgstream.backup",
         )
+        self._options = options
         began = time.monotonic()
         while True:
             try:
@@ -126,7 +150,17 @@ class Session:
                         hint=_connection_hint(str(error)),
                     ) from None
             time.sleep(CONNECT_PAUSE)
-        self._connection.autocommit = autocommit
+        try:
+            self._settle(autocommit)
+        except psycopg2.Error as error:
+            self.close()
+            raise translate(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _settle(self, autocommit: bool) -> None:
+        self._connection.autocommit = True
         self.version = self._connection.server_version  # server_version_num
         self.major = self.version // 10000
         self.encoding = self._connection.info.parameter_status("server_encoding") or "UTF8"
@@ -135,6 +169,50 @@ class Session:
         client = "LATIN1" if self.encoding == "SQL_ASCII" else self.encoding
         self._connection.set_client_encoding(client)
         self.codec = psycopg2.extensions.encodings[self._connection.encoding]
+        self.pooled = self._connection.info.backend_pid != self._backend()
+        if self.pooled:
+            self._refuse_transaction_pooling()
+        self.execute("; ".join("SET %s = '%s'" % item for item in unhindered(self.major).items()))
+        self._connection.autocommit = autocommit
+
+    @property
+    def lost(self) -> bool:
+        """Whether a statement has found the connection gone."""
+        return bool(self._connection.closed)
+
+    def _backend(self) -> int:
+        return int(self.value("SELECT pg_catalog.pg_backend_pid()"))
+
+    def _refuse_transaction_pooling(self) -> None:
+        """A pooler that hands out server connections by the transaction gives the one that we have just used to the
+        next who begins one. Then settings go astray, and locks and temporary names with them."""
+        ours, seen = self._backend(), queue.Queue()  # type: Tuple[int, queue.Queue[int]]
+
+        def look() -> None:
+            try:
+                other = psycopg2.connect(**self._options)
+            except psycopg2.Error:
+                seen.put(0)
+                return
+            try:
+                with other.cursor() as cursor:
+                    cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+                    seen.put(cursor.fetchone()[0])
+            except psycopg2.Error:
+                seen.put(ours)  # not even transactions: a pool of single statements
+            finally:
+                other.close()
+
+        threading.Thread(target=look, name="pooler", daemon=True).start()
+        try:
+            theirs = seen.get(timeout=POOLER_PATIENCE)
+        except queue.Empty:
+            return  # a pool of sessions of which none is free
+        if theirs == ours:
+            raise ServerError(
+                "a pooler in transaction mode stands before PostgreSQL at %s" % place(self._server),
+                hint="Connect to PostgreSQL itself, or to a pool in session mode.",
+            )
 
     def rows(self, sql: str, parameters: Optional[Sequence[object]] = None) -> List[Tuple[Any, ...]]:
         def run() -> List[Tuple[Any, ...]]:
@@ -236,7 +314,8 @@ def _worth_waiting(said: str, patience: float) -> float:
         return 0
     if "the database system is" in said:  # starting up, shutting down, in recovery mode, not yet accepting connections
         return STARTING
-    return patience if "Connection refused" in said or "No such file" in said else 0
+    absent = ("Connection refused", "No such file", "closed the connection")  # the last by a proxy that is in between
+    return patience if any(words in said for words in absent) else 0
 
 
 def place(server: Server) -> str:
@@ -258,8 +337,9 @@ def translate(error: Any) -> BackupError:
         "3D000": "Check the database's name.",
         "55006": "Other sessions are connected to the database.",
     }
+    hint = hints.get(code, "") or hint_of(text) or diagnostics.message_hint or ""
     cls = ServerError if code[:2] in ("08", "28", "57") or code in ("3D000",) or not code else BackupError
-    return cls(text, hint=hints.get(code, diagnostics.message_hint or ""))
+    return cls(text, hint=hint)
 
 
 def _connection_hint(text: str) -> str:
@@ -277,10 +357,10 @@ class Leader(Session):
 
     def __init__(self, server: Server, database: str) -> None:
         super().__init__(server, database, autocommit=False, patience=AT_START)
-        self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        self.pooled = self._connection.info.backend_pid != self.value("SELECT pg_backend_pid()")
+        self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True, deferrable=False)
+        self.standby = bool(self.value("SELECT pg_catalog.pg_is_in_recovery()"))
         self.search_path: List[str] = self.value("SELECT pg_catalog.current_schemas(false)::text[]")
-        self.execute("; ".join(SESSION_SETTINGS))
+        self.execute("; ".join(session_settings(self.major)))
         self.snapshot = str(self.value("SELECT pg_catalog.pg_export_snapshot()"))
         self.snapshot_at = self.value("SELECT pg_catalog.clock_timestamp()")
 

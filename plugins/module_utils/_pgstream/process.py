@@ -19,7 +19,7 @@ import tempfile
 import threading
 from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence
 
-from .errors import BackupError, Cancelled, ServerError
+from .errors import BackupError, Cancelled, ServerError, hint_of
 
 PIPE_SIZE = 1 << 20  # bytes; Linux's default limit for an unprivileged user (pipe-max-size)
 READ_SIZE = 1 << 20  # bytes
@@ -30,7 +30,7 @@ _UNREACHABLE = re.compile(
     r"connection to server .* failed|could not connect|the database system is (starting|shutting)"
     r"|server closed the connection unexpectedly|terminating connection|connection to server was lost"
 )
-_LINE_OF_CAUSE = re.compile(r"\b(FATAL|ERROR|error|PANIC|fatal|could not|invalid|unrecognized)\b")
+_LINE_OF_CAUSE = re.compile(r"\b(FATAL|ERROR|error|PANIC|fatal|could not|invalid|unrecognized|closed the connection)\b")
 
 
 class Process:
@@ -159,7 +159,8 @@ class Process:
             cause = "%s exited with status %d" % (self.name, status)
         else:
             cause = cause if cause.startswith(self.name) else "%s: %s" % (self.name, cause)
-        return ServerError(cause) if _UNREACHABLE.search(text) else BackupError(cause)
+        kind = ServerError if _UNREACHABLE.search(text) else BackupError
+        return kind(cause, hint=hint_of(cause))
 
     def _end_group(self) -> None:
         """When the child ended badly, end what it started too: the workers of a pg_restore that was killed go on, and

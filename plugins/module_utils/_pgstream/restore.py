@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive, catalog, codec, loading, schema, target
+from . import archive, catalog, codec, limits, loading, schema, target
 from .backup import default_jobs
 from .clients import Clients, find_clients
 from .errors import BackupError, IntegrityError, TargetError, UsageError
@@ -42,6 +42,11 @@ class _Plan:
 
 def restore(request: RestoreRequest, log: Log) -> RestoreResult:
     """Run a restore. When this raises, the target is as it was."""
+    with limits.time_limit(request.timeout):
+        return _restore(request, log)
+
+
+def _restore(request: RestoreRequest, log: Log) -> RestoreResult:
     start = utc_now()
     planned = _plan(request, log)
     run = _Run(planned, log, start)
@@ -238,7 +243,7 @@ class _Run:
 
     def _load_blocks(self, database: str, index: Index) -> Tuple[Loader, Tuple[TableResult, ...]]:
         request, store, key, clients = self.request, self.planned.store, self.planned.item.key, self.planned.clients
-        loader = Loader(clients, self.processes, database, request.role, index.database.encoding)
+        loader = Loader(clients, self.processes, database, request.role, self._server_major(), index.database.encoding)
         sections: Dict[str, List[Block]] = {}
         for block in index.blocks:
             sections.setdefault(block.section, []).append(block)
@@ -346,7 +351,7 @@ class _Run:
             arguments += ["--role=" + request.role] if request.role else []
             argv = clients.argv("pg_restore", arguments, database) + ["/dev/fd/%d" % file]
             env = clients.environment()
-            env["PGOPTIONS"] = loading.LOAD_OPTIONS
+            env["PGOPTIONS"] = loading.load_options(self._server_major())
             fds = [file] + ([self.use_list] if self.use_list >= 0 else [])
             self.processes.run(argv, env, "pg_restore", pass_fds=fds)
         finally:
@@ -371,7 +376,7 @@ class _Run:
 
     def _load_foreign(self, database: str) -> Tuple[Loader, Tuple[TableResult, ...]]:
         store, item = self.planned.store, self.planned.item
-        loader = Loader(self.planned.clients, self.processes, database, self.request.role)
+        loader = Loader(self.planned.clients, self.processes, database, self.request.role, self._server_major())
         with stage("table data"):
             head = store.read(item.key, 0, min(item.size, 8))
             if head.startswith(b"PGDMP"):
