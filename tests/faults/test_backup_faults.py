@@ -34,7 +34,7 @@ from .harness import (
 MIB = 1 << 20
 STAGES = {
     "validation": held_at(b"pg_try_advisory_xact_lock"),
-    "snapshot": held_at(b"SET LOCAL lock_timeout"),
+    "snapshot": held_at(b"LOCK TABLE ONLY"),
     "schema": held_at(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
     "head": held_program("--section=pre-data"),
     "first rows": held_at(b'COPY "public"."big"', after=0),

@@ -254,7 +254,7 @@ class Child:
 class Fake:
     """Clients, processes and leader of a copier whose children are `Child`s; the leader counts what it is asked."""
 
-    encoding, codec, snapshot, closed, major = "UTF8", "utf-8", "0003-1", False, 15
+    encoding, codec, snapshot, closed, major = "UTF8", "utf-8", "0003-1", False, 17
 
     def __init__(self, child: Child, leader_says: int = 2) -> None:
         self.child = child
@@ -265,9 +265,6 @@ class Fake:
     def psql(self, *_arguments: Any, **named: Any) -> Child:
         self.scripts.append(named["script"])
         return self.child
-
-    def still_there(self) -> None:
-        """The leader lives, and its snapshot with it."""
 
     def copy_to(self, statement: str, blocks: RowBlocks) -> int:
         self.asked.append(statement)
