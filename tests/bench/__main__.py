@@ -81,7 +81,8 @@ class Bench:
         chosen = [one for one in pipelines if one.name not in left_out]
         samples: Samples = {one.name: [] for one in chosen}
         for number in range(rounds):
-            for one in chosen[number % len(chosen):] + chosen[: number % len(chosen)]:
+            turn = number % max(1, len(chosen))
+            for one in chosen[turn:] + chosen[:turn]:
                 if one.name in left_out:
                     continue
                 self._prepare(one, fresh_target)

@@ -4,22 +4,24 @@
 
 """The databases that are measured, each at any scale: 1.0 is about 1.9 GB of rows as text for `mixed`.
 
-Every statement draws from PostgreSQL's random() after setseed(), so that a database is the same at each run.
+Values come from PostgreSQL's random() after setseed(); but for request numbers a database is the same at each run.
 """
 
 from __future__ import annotations
 
 from typing import Callable, Dict
 
-# Text that compresses as prose does: slices of 16 KB of words in random order. DETAIL is one row of it.
+# Prose: 20,000 sentences of random words, of which a text has some.
 _PROSE = """
 SELECT setseed(0.5);
-CREATE TEMP TABLE prose AS SELECT string_agg(word, ' ') AS text FROM (
-    SELECT (ARRAY['order','customer','shipment','returned','the','of','and','warehouse','delivered','invoice','was',
-                  'Hamburg','Rotterdam','because','late','on','time','with','paid','by','transfer','amount','reduced',
-                  'agreed','price','after','inspection','damaged','package','replaced','quickly','again','to','a','in',
-                  'note','please','call','before','noon','door','code','fragile','insured','value','declared','net'])
-           [1 + floor(random() * 47)::int] AS word FROM generate_series(1, 3000)) words;
+CREATE TEMP TABLE sentence AS SELECT line AS id, string_agg((ARRAY['order','customer','shipment','returned','the','of',
+    'and','warehouse','delivered','invoice','was','Hamburg','Rotterdam','because','late','on','time','with','paid','by',
+    'transfer','amount','reduced','agreed','price','after','inspection','damaged','package','replaced','quickly','again',
+    'to','a','in','note','please','call','before','noon','door','code','fragile','insured','value','declared','net'])
+    [1 + floor(random() * 47)::int], ' ') || '. ' AS text
+    FROM generate_series(1, 20000) line, generate_series(1, 12) word GROUP BY line;
+ALTER TABLE sentence ADD PRIMARY KEY (id);
+ANALYZE sentence;
 """
 
 
@@ -41,12 +43,15 @@ INSERT INTO purchase SELECT g, 1 + floor(random() * {n})::int, timestamptz '2020
     FROM generate_series(1, {5 * n}) g;
 CREATE TABLE event (id bigint PRIMARY KEY, at timestamptz, document jsonb);
 INSERT INTO event SELECT g, timestamptz '2024-01-01' + g * interval '3 s', jsonb_build_object('kind', g % 17,
-    'session', md5((g / 20)::text), 'path', '/shop/article/' || g % 50000, 'agent', 'Browser/' || g % 90,
+    'request', gen_random_uuid(), 'session', md5(random()::text), 'path', '/shop/article/' || floor(random() * 50000),
+    'agent', 'Browser/' || g % 90, 'address', '10.' || g % 250 || '.' || floor(random() * 250) || '.7',
     'tags', ARRAY['web', 'v' || g % 9], 'ms', (random() * 900)::int) FROM generate_series(1, {int(2.5 * n)}) g;
+CREATE TABLE token (id bigint PRIMARY KEY, customer int, value text, hash bytea);
+INSERT INTO token SELECT g, 1 + floor(random() * {n})::int, md5(random()::text) || md5(random()::text),
+    sha256(random()::text::bytea) FROM generate_series(1, {n}) g;
 CREATE TABLE note (id int PRIMARY KEY, customer int, body text);
-INSERT INTO note SELECT g, 1 + floor(random() * {n})::int,
-    substr(prose.text, 1 + floor(random() * 14000)::int, 300 + floor(random() * 900)::int)
-    FROM generate_series(1, {n // 2}) g, prose;
+INSERT INTO note SELECT g, min(id), string_agg(text, '') FROM (SELECT g, 1 + floor(random() * 20000)::int AS id
+    FROM generate_series(1, {n // 2}) g, generate_series(1, 7) part) pick JOIN sentence USING (id) GROUP BY g;
 CREATE TABLE picture (id int PRIMARY KEY, bytes bytea);
 INSERT INTO picture SELECT g, decode(string_agg(md5(random()::text), ''), 'hex')
     FROM generate_series(1, {n // 100}) g, generate_series(1, 256) part GROUP BY g;
@@ -85,8 +90,9 @@ def wide(scale: float) -> str:
     n = int(30000 * scale)
     return _PROSE + f"""
 CREATE TABLE document (id int PRIMARY KEY, title text, body text, revision jsonb);
-INSERT INTO document SELECT g, 'Document ' || g, string_agg(substr(prose.text, 1 + floor(random() * 8000)::int, 4000),
-    E'\\n'), jsonb_build_object('r', g) FROM generate_series(1, {n}) g, generate_series(1, 10) part, prose GROUP BY g;
+INSERT INTO document SELECT g, 'Document ' || g, string_agg(text, ''), jsonb_build_object('r', g)
+    FROM (SELECT g, 1 + floor(random() * 20000)::int AS id FROM generate_series(1, {n}) g, generate_series(1, 400) part)
+    pick JOIN sentence USING (id) GROUP BY g;
 """
 
 

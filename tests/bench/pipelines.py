@@ -28,7 +28,7 @@ class Pipeline:
 
 
 BLUEPRINT = "gzip"
-OURS_GZIP, OURS_ZSTD = "ours, gzip", "ours, zstd"
+OURS_GZIP, OURS_ZSTD = "ours gzip", "ours zstd"
 
 BACKUPS = (
     Pipeline(BLUEPRINT, "pg_dump | gzip | rclone rcat s3:$BUCKET/gzip.sql.gz", key="gzip.sql.gz"),
@@ -45,7 +45,7 @@ BACKUPS = (
     Pipeline(OURS_ZSTD, "%s backup --key ours.sql.zst --compression zstd --jobs $JOBS" % ENGINE, key="ours.sql.zst"),
 )
 RESTORES = (
-    Pipeline("gunzip, psql", "rclone cat s3:$BUCKET/gzip.sql.gz | gunzip | psql -Xq -v ON_ERROR_STOP=1 -d $TARGET"),
+    Pipeline("gunzip psql", "rclone cat s3:$BUCKET/gzip.sql.gz | gunzip | psql -Xq -v ON_ERROR_STOP=1 -d $TARGET"),
     Pipeline("pg_restore -j", "pg_restore -j$JOBS -d $TARGET $WORK/directory", note="from the local disk"),
     Pipeline(OURS_GZIP, "%s restore ours.sql.gz --target-db $TARGET --jobs $JOBS" % ENGINE),
     Pipeline(OURS_ZSTD, "%s restore ours.sql.zst --target-db $TARGET --jobs $JOBS" % ENGINE),
