@@ -4,6 +4,7 @@
 #
 # make test      everything, as CI runs it: the checks, the container tests and Molecule; STAGES='unit container' for some of it
 # make check     what needs no Docker engine: lint, then the unit, integration and fault tests
+# make bench     pipelines that a user would write and this one, timed in turn; BENCH_ARGS='--scale 0.3 --rounds 3'
 # make demo      a backup and a restore to look at
 # make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
@@ -22,10 +23,11 @@ PY := $(VENV)/bin/python
 PYTHON ?=
 PYTEST_ARGS ?=
 STAGES ?=
+BENCH_ARGS ?=
 SCENARIOS ?= default role faults
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test check lint collections demo images container molecule scenario majors clean
+.PHONY: help venv test check bench lint collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +73,9 @@ test: venv
 check: venv
 	@$(MAKE) -s lint
 	$(PY) -m pytest -q tests/unit tests/integration tests/faults $(PYTEST_ARGS)
+
+bench: venv
+	$(PY) -m tests.bench $(BENCH_ARGS)
 
 demo: venv
 	$(PY) tests/demo.py

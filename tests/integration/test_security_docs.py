@@ -18,7 +18,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from tests.support import compare
-from tests.support.runs import back_up, local_storage, restore, s3_storage, server_of
+from tests.support.runs import KeptLog, back_up, local_storage, restore, s3_storage, server_of
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "SECURITY.md"
 PASSWORDS = {"pgbackup": "choose-a-long-one", "pgrestore": "choose-another-long-one"}
@@ -93,6 +93,20 @@ def test_the_backup_role_reads_everything(
                          ).strip() == "f"  # fmt: skip
     assert postgres.psql("SELECT has_table_privilege('pgbackup', 'private.account', 'INSERT, UPDATE, DELETE')",
                          source).strip() == "f"  # fmt: skip
+
+
+def test_what_pg_dump_leaves_out_for_this_role_is_warned_of(postgres: Any, source: str, tmp_path: Path) -> None:
+    make_backup_role(postgres, source, major_of(postgres))
+    postgres.psql("CREATE SUBSCRIPTION elsewhere CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)", source)
+    role = server_of(postgres, user="pgbackup", password=PASSWORDS["pgbackup"])
+    try:
+        for server, warned in ((role, 1), (server_of(postgres), 0)):
+            log = KeptLog()
+            back_up(server, source, local_storage(tmp_path / server.user), log)
+            found = [fields["message"] for _level, event, fields in log.lines if event == "pg_dump_warning"]
+            assert len(found) == warned and all("subscriptions" in text for text in found), found
+    finally:
+        postgres.psql("ALTER SUBSCRIPTION elsewhere SET (slot_name = NONE); DROP SUBSCRIPTION elsewhere", source)
 
 
 @pytest.mark.parametrize("taken,said", [

@@ -102,6 +102,16 @@ class Clients:
         self.argv_seen.append(argv)
         return self.listing
 
+    def spawn(self, argv: Sequence[str], _environment: dict, _name: str) -> Clients:
+        self.argv_seen.append(argv)
+        return self
+
+    def output(self) -> bytes:
+        return b"PGDMP"
+
+    def stderr_text(self) -> str:
+        return "pg_dump: warning: left out\npg_dump: detail: more"
+
 
 def toc(listing: bytes = LISTING) -> List[schema.Entry]:
     fake = Clients(listing)
@@ -253,7 +263,7 @@ def test_for_older_servers() -> None:
 def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
     fake = Clients()
     filters = Filters(("a*",), ('"B"',), ("t",), ("u",), ("v",))
-    schema.dump_schema(
+    dumped, warnings = schema.dump_schema(
         fake,
         fake,
         database="db",
@@ -262,6 +272,7 @@ def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
         filters=filters,
         lock_timeout=7,  # type: ignore[arg-type]
     )
+    assert (dumped, warnings) == (b"PGDMP", ["pg_dump: warning: left out"])
     (argv,) = fake.argv_seen
     assert fake.encodings == ["UTF8"]
     assert argv == [

@@ -296,7 +296,7 @@ class _Run:
         self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
         self.block_size = plan.block_size(self.estimate)
         with stage("schema dump"):
-            dumped = schema.dump_schema(
+            dumped, warnings = schema.dump_schema(
                 clients,
                 self.processes,
                 request.database,
@@ -305,6 +305,8 @@ class _Run:
                 request.filters,
                 request.lock_timeout,
             )
+            for warning in warnings:
+                self.log.warning("pg_dump_warning", message=warning)
             found = schema.contents(schema.entries(clients, self.processes, dumped))
         with stage("head"):
             self.archive.text("schema", schema.as_comments(dumped))

@@ -53,8 +53,9 @@ def dump_schema(
     snapshot: str,
     filters: Filters,
     lock_timeout: int,
-) -> bytes:
-    """Run pg_dump once, for all that is not data. Not `--schema-only`: that leaves out REFRESH MATERIALIZED VIEW.
+) -> Tuple[bytes, List[str]]:
+    """Run pg_dump once, for all that is not data; the archive, and what it warned of, such as subscriptions, which it
+    leaves out where the user is no superuser. Not `--schema-only`: that leaves out REFRESH MATERIALIZED VIEW.
 
     In UTF-8, whatever the database's encoding, but for SQL_ASCII: bytes of no known encoding may not be valid in it.
     """
@@ -69,11 +70,13 @@ def dump_schema(
         arguments += [option + pattern for pattern in patterns]
     env = clients.environment("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
     try:
-        return processes.run(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+        process = processes.spawn(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+        dumped = process.output()
     except BackupError as error:
         if "due to statement timeout" in error.message:  # how pg_dump limits its wait for a lock
             error.hint = "Another session waits for a lock on a table before pg_dump: run again when it is done."
         raise
+    return dumped, [line for line in process.stderr_text().splitlines() if line.startswith("pg_dump: warning: ")]
 
 
 def pg_restore_text(
