@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any, Callable, Dict, Iterator
 
 import pytest
+from _pgstream.clients import Clients
+from _pgstream.postgres import Session
 
 from tests.support.compare import differences
 from tests.support.runs import Background, back_up, local_storage, restore, server_of, wait_until
@@ -94,3 +98,19 @@ def test_no_timeout_of_the_role_ends_a_long_copy(
     run = Background(lambda: restore(slow, storage, made.key, database=copy, strategy="swap", keep_old=False))
     held(run, gate, "2\n")
     assert postgres.psql("SELECT count(*) FROM big", copy) == "20000\n"
+
+
+def test_a_peer_that_is_gone_without_a_word_is_noticed(postgres: PostgresServer) -> None:
+    """Every connection asks the network whether the other side is there; an option of the user's wins."""
+    expected = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120000}
+    for own, changed in ((), {}), ((("keepalives_idle", "7"),), {"TCP_KEEPIDLE": 7}):
+        server = server_of(postgres, connect_params=own)
+        with Session(server, "postgres") as session:
+            with socket.socket(fileno=os.dup(session._connection.fileno())) as connection:
+                found = {
+                    name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in expected
+                }
+        assert found == {**expected, **changed}
+        conninfo = Clients(postgres.bindir, 15, 0, server).conninfo("postgres")
+        assert "keepalives_idle='%d'" % found["TCP_KEEPIDLE"] in conninfo and "tcp_user_timeout='120000'" in conninfo
+    assert "tcp_user_timeout" not in Clients(postgres.bindir, 11, 0, server_of(postgres)).conninfo("postgres")
