@@ -15,8 +15,9 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.parameters import remove_values
 
 from ._args import receivers
-from ._pgstream.errors import BackupError, UnexpectedError
+from ._pgstream.errors import BackupError, Interrupted, UnexpectedError
 from ._pgstream.events import Log
+from ._pgstream.interrupts import Signals
 from ._pgstream.model import BackupInfo, BackupResult, Index, PruneResult, RestoreResult, Storage
 from ._pgstream.notify import Notifier
 
@@ -45,36 +46,46 @@ def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleMod
     """Do the module's work and end the program: the one place where an engine error becomes a failed task."""
     log = ModuleLog(module, operation)
     tell: Optional[Notifier] = None
-    try:
-        if module.params.get("notify") and not module.check_mode:
-            tell = Notifier(receivers(module.params), log, lambda text: str(remove_values(text, module.no_log_values)))
-            tell.started()
-        answer = work(module, log)
-    except BackupError as error:
-        facts = {"stage": error.stage, "exit_code": error.exit_code}
-        if tell is not None:
-            tell.failed({**facts, "message": error.sentence()})
-        log.hand_over(module)
-        trace = {"exception": traceback.format_exc()} if isinstance(error, UnexpectedError) else {}
-        module.fail_json(
-            msg=error.sentence(), hint=error.hint, correlation_id=log.correlation_id, **facts, **trace
-        )
-    except Exception as error:  # a bug: fail_json masks secrets in its traceback, Python itself would not
-        if tell is not None:
-            tell.failed({"message": "Unexpected %s" % type(error).__name__})
-        log.hand_over(module)
-        module.fail_json(
-            msg="Unexpected %s: %s" % (type(error).__name__, error),
-            exception=traceback.format_exc(),
-            exit_code=BackupError.exit_code,
-            correlation_id=log.correlation_id,
-        )
+    answer: Answer = {}
+    failure: Optional[BaseException] = None
+    with Signals() as signals:
+        try:
+            if module.params.get("notify") and not module.check_mode:
+                secrets = module.no_log_values
+                tell = Notifier(receivers(module.params), log, lambda text: str(remove_values(text, secrets)))
+                tell.started()
+            answer = work(module, log)
+            signals.ignore()  # what is done is done: the result shall be told
+        except (Exception, KeyboardInterrupt, Interrupted) as caught:
+            signals.ignore()
+            failure = signals.received or caught
+        if failure is not None:
+            _fail(module, log, tell, failure)
     if tell is not None:
         tell.succeeded(answer)
     log.hand_over(module)
     if not module._diff:
         answer.pop("diff", None)
     module.exit_json(**answer)
+
+
+def _fail(module: AnsibleModule, log: ModuleLog, tell: Optional[Notifier], error: BaseException) -> None:
+    facts: Answer = {"exit_code": BackupError.exit_code}
+    if isinstance(error, (BackupError, Interrupted)):
+        message = error.sentence()
+        facts.update(stage=error.stage, exit_code=error.exit_code)
+    else:
+        message = "Unexpected %s: %s" % (type(error).__name__, error)
+    if tell is not None:
+        told = message if isinstance(error, (BackupError, Interrupted)) else "Unexpected " + type(error).__name__
+        tell.failed({**facts, "message": told}, interrupted=isinstance(error, Interrupted))
+    log.hand_over(module)
+    if isinstance(error, BackupError):
+        facts.update(hint=error.hint)
+    if isinstance(error, UnexpectedError) or not isinstance(error, (BackupError, Interrupted)):
+        # A bug: fail_json masks secrets in its traceback, Python itself would not.
+        facts.update(exception="".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    module.fail_json(msg=message, correlation_id=log.correlation_id, **facts)
 
 
 def require(module: AnsibleModule, storage: Storage, postgres: bool = True) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import _pgstream
 import pytest
-from _pgstream import cli, errors, listing, tables
+from _pgstream import cli, errors, interrupts, listing, tables
 from _pgstream.model import (
     BackupInfo,
     BackupResult,
@@ -644,10 +644,10 @@ def test_handlers_are_given_back(fake: Fake, run: Run) -> None:
 
 
 def test_interrupted_after_the_work_is_done_still_tells_the_result(fake: Fake, run: Run) -> None:
-    signals = cli._Signals()
+    signals = interrupts.Signals()
     with signals:
         signals.ignore()
         os.kill(os.getpid(), signal.SIGTERM)
     assert signals.received is None
-    with cli._Signals(), pytest.raises(cli.Interrupted):
+    with interrupts.Signals(), pytest.raises(cli.Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)

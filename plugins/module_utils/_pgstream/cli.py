@@ -17,17 +17,16 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple
 from urllib.parse import quote
 
-from . import config, config_retention, limits, notify, tables
+from . import config, config_retention, notify, tables
 from .errors import BackupError, Interrupted, StorageError, UsageError
 from .events import new_correlation_id
+from .interrupts import Signals
 from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
 from .progress import TerminalLog, is_terminal, printable
 from .recorder import Recorder, operation_of
@@ -68,7 +67,7 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
     operation = operation_of(arguments)
     record = Recorder(environment.get("BACKUP_STATE_DIR", ""), operation, log)
     tell = notify.for_command(environment, operation, log, lambda text: mask(text, _hidden(environment)))
-    with log, _Signals() as signals:
+    with log, Signals() as signals:
         status = 0
         try:
             options = parse(arguments)
@@ -410,35 +409,3 @@ def _silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         pass
-
-
-class _Signals:
-    """While open, the first signal that asks to stop raises Interrupted in the main thread; further ones, which would
-    cut the cleanup short, do nothing. Python functions all of them, not SIG_IGN: children would inherit that."""
-
-    def __init__(self) -> None:
-        self.received: Optional[Interrupted] = None
-        self._armed = True
-        self._before: Dict[int, Any] = {}
-
-    def ignore(self) -> None:
-        self._armed = False
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to take
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                # nohup and background shells have them ignored on purpose
-                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, _frame: object) -> None:
-        if self._armed:
-            self._armed = False
-            limits.stop_alarm()
-            self.received = Interrupted("Interrupted by %s" % signal.Signals(number).name)
-            raise self.received

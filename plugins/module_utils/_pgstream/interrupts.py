@@ -1,0 +1,46 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Signals that ask a run to stop, as one exception in the main thread."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any, Dict, Optional
+
+from . import limits
+from .errors import Interrupted
+
+
+class Signals:
+    """While open, the first signal that asks to stop raises Interrupted in the main thread; further ones, which would
+    cut the cleanup short, do nothing. Python functions all of them, not SIG_IGN: children would inherit that."""
+
+    def __init__(self) -> None:
+        self.received: Optional[Interrupted] = None
+        self._armed = True
+        self._before: Dict[int, Any] = {}
+
+    def ignore(self) -> None:
+        self._armed = False
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to take
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                # nohup and background shells have them ignored on purpose
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        if self._armed:
+            self._armed = False
+            limits.stop_alarm()
+            self.received = Interrupted("Interrupted by %s" % signal.Signals(number).name)
+            raise self.received
