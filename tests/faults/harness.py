@@ -18,7 +18,7 @@ import signal
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from _pgstream import archive, catalog
+from _pgstream import archive, catalog, listing
 from _pgstream.ledger import DIED, FAILURE, SUCCESS, Ledger
 from _pgstream.model import Storage
 from _pgstream.store import open_store
@@ -318,7 +318,7 @@ def stored_is_whole(storage: Storage, key: str, rows: int) -> None:
 
 
 def listed(storage: Storage) -> List[str]:
-    return [each.key for each in catalog.list_backups(storage)]
+    return [each.key for each in listing.list_backups(storage)]
 
 
 class Precious:
