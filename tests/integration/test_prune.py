@@ -82,7 +82,7 @@ def test_prune_by_the_command(site: Site, postgres: Any) -> None:
     made = site.nights(6)
     others = [
         site.put("notes.txt"),
-        site.put(key_of(datetime.now(timezone.utc) - timedelta(days=400), site.database)),  # by another tool, under our name
+        site.put(key_of(moment_of(made[0]) - timedelta(days=400), site.database)),  # by another tool, under our name
         site.put("other_2020-01-01T00:00:00Z.sql.gz"),
         site.put("deep/" + made[5], b"another host's"),
     ]
@@ -127,7 +127,7 @@ def test_without_a_policy_it_says_so(site: Site) -> None:
 def test_list_knows_without_reading(site: Site, tmp_path: Path) -> None:
     """Of the backup that the ledger knows nothing is read; of the others so many as are asked for."""
     made = site.nights(4)
-    foreign = site.put(key_of(datetime.now(timezone.utc) - timedelta(days=30), site.database))
+    foreign = site.put(key_of(moment_of(made[0]) - timedelta(days=30), site.database))
     listed = {one["key"]: one for one in site("list", "--details", "1", "--keep-daily", "2").result["backups"]}
     assert [listed[key]["rows"] for key in [*made, foreign]] == [1000, None, None, None, None]
     everything = site("list", BACKUP_STATE_DIR="").result["backups"]

@@ -220,3 +220,10 @@ def test_other_encodings(postgres: Any, databases: Callable[[], str], tmp_path: 
         assert differences(postgres, source, copy) == []
     pipe_into_psql(postgres, plain, Path(storage.directory, made.key), "none")
     assert differences(postgres, source, plain) == []
+
+
+def test_backups_of_one_second_are_two(postgres: Any, database: str, s3: Any, bucket: str) -> None:
+    """Names have seconds. Nothing hangs on how many are made in one: none takes the place of another."""
+    postgres.psql("CREATE TABLE t AS SELECT 1 AS a", database)
+    made = [back_up(server_of(postgres), database, s3_storage(s3, bucket)).key for _number in range(5)]
+    assert s3.keys(bucket) == made

@@ -36,6 +36,7 @@ from .store import Store, StoredObject, Upload, open_store
 from .workers import run_parallel
 
 LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
+CLOCK = 0.1  # seconds between two looks at it
 
 
 def default_jobs() -> int:
@@ -106,9 +107,13 @@ def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime,
 
 def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
     if not request.key:
-        return open_store(request.storage), catalog.new_key(
-            request.storage, request.database, start, request.compression
-        )
+        store = open_store(request.storage)
+        key = catalog.new_key(request.storage, request.database, start, request.compression)
+        with stage("validation"):
+            while store.probe(key) is not None:  # made in this very second; not every store would keep it
+                time.sleep(CLOCK)
+                key = catalog.new_key(request.storage, request.database, utc_now(), request.compression)
+        return store, key
     named = catalog.compression_of(request.key)
     if named and named != request.compression:
         raise UsageError(
