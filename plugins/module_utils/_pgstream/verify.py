@@ -126,10 +126,11 @@ def _read_index(store: Store, item: StoredObject) -> Tuple[Optional[Index], int]
         read[0] += length
         return store.read(item.key, offset, length)
 
-    index = archive.read_index(ranged, item.size)
+    size = store.contents_size(item.key, item.size)
+    index = archive.read_index(ranged, size)
     if index is not None:
         _check_sections(index)
-    elif _begins_like_ours(ranged(0, min(item.size, max(framing.HEADER_LENGTHS.values())))):
+    elif _begins_like_ours(ranged(0, min(size, max(framing.HEADER_LENGTHS.values())))):
         raise IntegrityError("it begins as a backup of ours and has no footer: its end is missing or damaged")
     return index, read[0]
 
@@ -264,22 +265,23 @@ class _Contents:
 
 def _foreign_contents(store: Store, item: StoredObject, log: Log) -> Proof:
     """A plain dump read and decompressed whole; IntegrityError where it is cut off or damaged."""
-    head = store.read(item.key, 0, min(item.size, 8))
+    size = store.contents_size(item.key, item.size)
+    head = store.read(item.key, 0, min(size, 8))
     if head.startswith(b"PGDMP"):
         raise UsageError("it is a custom-format archive of pg_dump", hint="Look at it with pg_restore --list.")
     compression = codec.detect(head)
     codec.check_level(compression, None)
     decoder = codec.StreamDecoder(compression)
     read, raw, tail = 0, 0, b""
-    for piece in store.stream(item.key, 0, item.size):
+    for piece in store.stream(item.key, 0, size):
         read += len(piece)
         for sql in decoder.feed(piece):
             raw += len(sql)
             tail = (tail + sql)[-_TAIL:]
-        log.progress(read, item.size, "dump")
+        log.progress(read, size, "dump")
     decoder.finish()
-    if read != item.size:
-        raise IntegrityError("%d of its %d bytes could be read" % (read, item.size))
+    if read != size:
+        raise IntegrityError("%d of its %d bytes could be read" % (read, size))
     if not loading.COMPLETE.search(tail):
         raise IntegrityError(
             "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
