@@ -93,8 +93,8 @@ options:
     default: []
   age_identity:
     description:
-      - Secret keys of age (C(AGE-SECRET-KEY-1...)), one a line as in the file that C(age-keygen) writes. One of them has
-        to be that of a recipient whom the backup was made for.
+      - Secret keys of age (C(AGE-SECRET-KEY-1...)), one a line as in the file that C(age-keygen) writes. One of them
+        has to be that of a recipient whom the backup was made for.
       - Needed to restore and verify encrypted backups and to see into them, and for nothing else. Keep it off the hosts
         that only back up.
     type: str
@@ -109,7 +109,8 @@ options:
     default: 60s
 requirements:
   - boto3 for the Python of the target host, if O(bucket) is used
-  - cryptography for the Python of the target host, if O(age_recipients), O(age_identity) or O(age_identity_file) is used
+  - cryptography for the Python of the target host, if O(age_recipients), O(age_identity) or O(age_identity_file) is
+    used
   - Python 3.9 or newer on the target host
 notes:
   - An empty string counts as an option that is not given. A task can so undo what C(module_defaults) says.

@@ -4,8 +4,8 @@
 
 """Keys of age for tests: made here, so that none lies in the repository.
 
-    ours = KeyPair()
-    Storage(..., age_recipients=(ours.recipient,), age_identity=ours.identity)
+ours = KeyPair()
+Storage(..., age_recipients=(ours.recipient,), age_identity=ours.identity)
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def test_a_mistyped_key(place: int, letter: str) -> None:
 @pytest.mark.parametrize("text", [
     "", "age1", "1", "age", PAIR.recipient[:-1], PAIR.recipient.upper(), PAIR.recipient.replace("age", "agf"),
     PAIR.recipient[:10] + PAIR.recipient[10:].upper(), PAIR.recipient + " ", bech32("age", PAIR.public[:31]),
-    bech32("age", PAIR.public + b"\0"), bech32("age1pq", PAIR.public), "ssh-ed25519 AAAA", "age1yubikey1qqq", "age1\u00e9",
+    bech32("age", PAIR.public + b"\0"), bech32("age1pq", PAIR.public), "ssh-ed25519 AAAA", "age1yubikey1qqq",
+    "age1\u00e9",
 ])  # fmt: skip
 def test_what_is_no_recipient(text: str) -> None:
     with pytest.raises(UsageError, match="is not an age recipient of type X25519"):

@@ -80,7 +80,8 @@ def open_header(header: Header, identities: Sequence[bytes]) -> Optional[bytes]:
         if stanza.kind == _X25519:
             share = _share(stanza)
             for key in keys:
-                found = found or _unwrap(key, share, stanza.body)
+                opened = _unwrap(key, share, stanza.body)  # of every stanza: a malformed one after a good one counts
+                found = found or opened
     if found is not None and not hmac.compare_digest(_mac(found, header.signed), header.mac):
         raise IntegrityError("its age header was changed: the MAC is another one")
     return found
