@@ -42,7 +42,9 @@ _PACKAGES = {
     "prometheus_client": "prometheus-client",
     "cryptography": "cryptography",
 }
-_SECRET_FLAG = re.compile(r"--?[\w-]*(pass|secret|token|credential|access-?key)[\w-]*", re.IGNORECASE)
+_SECRET_FLAG = re.compile(
+    r"--?[\w-]*(pass|secret|token|credential|identity|access-?key|customer-?key)[\w-]*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
