@@ -247,6 +247,16 @@ def test_an_object_that_was_replaced_since_its_header_was_read(tmp_path: Path) -
     assert read_by_us(storage, PAIR) == CONTENTS
 
 
+def test_a_listing_that_is_newer_than_the_header_is_believed(tmp_path: Path) -> None:
+    """A store is asked again and again; what it kept of an object goes when the object has another size."""
+    storage = made(tmp_path, CONTENTS[:10])
+    store = open_store(PAIR.reads(storage))
+    assert store.contents_size(KEY, (tmp_path / KEY).stat().st_size) == 10
+    made(tmp_path, CONTENTS)
+    assert store.contents_size(KEY, (tmp_path / KEY).stat().st_size) == len(CONTENTS)
+    assert store.read(KEY, 0, 20) == CONTENTS[:20]
+
+
 def test_the_writer_reads_its_own_next_object(tmp_path: Path) -> None:
     storage = replace(made(tmp_path, CONTENTS), age_recipients=(PAIR.recipient,), age_identity=PAIR.identity)
     store = open_store(storage)

@@ -256,6 +256,16 @@ def test_a_passphrase_beside_recipients() -> None:
         age_header.parse(signed + b" " + age_header.encode(bytes(32)).encode() + b"\n", True)
 
 
+def test_lines_of_another_shape(stored: Stored) -> None:
+    """What one reader of age takes and another does not would be two truths about one object."""
+    for old, new in ((b"\n--- ", b"\n---x "), (b"\n--- ", b"\n----- ")):
+        with pytest.raises(IntegrityError, match="last line is no MAC"):
+            age_header.parse(_with(stored, old, new), True)
+    long = age_header.encode(bytes(60)).encode()  # 80 letters, which belong on two lines
+    with pytest.raises(IntegrityError, match="too long"):
+        age_header.parse(b"age-encryption.org/v1\n-> x\n" + long + b"\n--- " + b"A" * 43 + b"\n", True)
+
+
 def test_an_armored_file_is_told_as_such() -> None:
     with pytest.raises(IntegrityError, match="ASCII armor"):
         age_header.parse(b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl", True)

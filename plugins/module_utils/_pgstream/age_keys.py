@@ -36,10 +36,7 @@ def checksum(prefix: str, values: Sequence[int]) -> int:
 
 
 def _decode(text: str, prefix: str) -> bytes:
-    """The 32 bytes of a key. ValueError for anything that is not exactly one, which never shows the key."""
-    if text != text.lower() and text != text.upper():
-        raise ValueError("letters of both cases")
-    text = text.lower()
+    """The 32 bytes of a key in small letters. ValueError for anything that is not exactly one, which never shows the key."""
     head, _one, letters = text.rpartition("1")
     if head != prefix:
         raise ValueError("another beginning than %s1" % prefix)
@@ -100,7 +97,7 @@ def identity_keys(text: str) -> Tuple[bytes, ...]:
         try:
             if line != line.upper():
                 raise ValueError("small letters")
-            keys.append(_decode(line, "age-secret-key-"))
+            keys.append(_decode(line.lower(), "age-secret-key-"))
         except ValueError as error:
             raise UsageError(
                 "line %d of the age identity is not one of type X25519: %s" % (number, error),
