@@ -16,7 +16,7 @@ as_user pgbackup --help > /dev/null
 # The C extensions, and the parts of botocore that were left.
 cd /opt/pgbackup
 PYTHONPATH=/opt/pgbackup/lib as_user python3 -c '
-import boto3, isal.igzip, prometheus_client, psycopg2, zstandard
+import boto3, cryptography.hazmat.primitives.ciphers.aead, isal.igzip, prometheus_client, psycopg2, zstandard
 for service in ("s3", "sts", "sso", "sso-oidc"):
     boto3.client(service, region_name="eu-west-1")
 '

@@ -77,6 +77,30 @@ options:
     description: KMS key to encrypt with. Only with O(encryption_mode=aws:kms). When not given, the account's default
       key is used.
     type: str
+  sse_customer_key:
+    description:
+      - Key of your own that the service encrypts with and does not keep (SSE-C), 32 bytes in base64.
+      - Without it nobody can read what was stored with it, and it reads nothing else. Excludes O(encryption_mode).
+        Services refuse it over plain HTTP.
+    type: str
+  age_recipients:
+    description:
+      - Public keys of age (C(age1...)), or files on the target host with one a line; an entry with a slash is a file.
+      - What a backup writes is encrypted for each of them on the target host, and its key ends in C(.age). Any of their
+        identities restores it. Reading needs no recipients.
+    type: list
+    elements: str
+    default: []
+  age_identity:
+    description:
+      - Secret keys of age (C(AGE-SECRET-KEY-1...)), one a line as in the file that C(age-keygen) writes. One of them
+        has to be that of a recipient whom the backup was made for.
+      - Needed to restore and verify encrypted backups and to see into them, and for nothing else. Keep it off the hosts
+        that only back up.
+    type: str
+  age_identity_file:
+    description: File on the target host with the same. Excludes O(age_identity).
+    type: path
   stall_timeout:
     description:
       - How long a request to the bucket may go without a single byte in either direction, such as V(60s) or V(5m).
@@ -85,6 +109,8 @@ options:
     default: 60s
 requirements:
   - boto3 for the Python of the target host, if O(bucket) is used
+  - cryptography for the Python of the target host, if O(age_recipients), O(age_identity) or O(age_identity_file) is
+    used
   - Python 3.9 or newer on the target host
 notes:
   - An empty string counts as an option that is not given. A task can so undo what C(module_defaults) says.

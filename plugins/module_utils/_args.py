@@ -14,7 +14,7 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from ._pgstream import notify
+from ._pgstream import age_keys, notify
 from ._pgstream.codec import check_level
 from ._pgstream.config import duration, moment
 from ._pgstream.errors import UsageError
@@ -31,6 +31,7 @@ from ._pgstream.model import (
     Storage,
     VerifyRequest,
 )
+from ._pgstream.store.s3_sse import check_customer_key
 
 Spec = Dict[str, Dict[str, Any]]
 Params = Mapping[str, Any]
@@ -78,6 +79,10 @@ STORAGE_OPTIONS: Spec = {
     },
     "encryption_mode": {"type": "str", "default": "none", "choices": ["none", "AES256", "aws:kms"]},
     "encryption_kms_key_id": {"type": "str", "no_log": False},  # a key's name
+    "sse_customer_key": {"type": "str", "no_log": True},
+    "age_recipients": {"type": "list", "elements": "str", "default": []},
+    "age_identity": {"type": "str", "no_log": True},
+    "age_identity_file": {"type": "path"},
     "stall_timeout": {"type": "str", "default": "%ds" % Storage.stall_timeout},
 }
 
@@ -229,6 +234,35 @@ class _Faults:
         except UsageError as error:
             self.found.append(error.sentence())
         return level
+
+    def customer_key(self, params: Params) -> str:
+        key = _text(params, "sse_customer_key")
+        try:
+            if key:
+                check_customer_key(key)
+        except ValueError as error:
+            self.found.append("sse_customer_key: %s" % error)
+        return key
+
+    def recipients(self, params: Params) -> Tuple[str, ...]:
+        try:
+            return age_keys.read_recipients(_names(params, "age_recipients"))
+        except UsageError as error:
+            self.found.append("age_recipients: " + error.sentence())
+            return ()
+
+    def identity(self, params: Params) -> str:
+        """The identity's text, from itself or its file."""
+        text, path = _text(params, "age_identity"), _text(params, "age_identity_file")
+        try:
+            self.add_if(text and path, "age_identity and age_identity_file: give one of them")
+            if path and not text:
+                text = age_keys.file_text(path)
+            if text:
+                age_keys.identity_keys(text)
+        except UsageError as error:
+            self.found.append(("age_identity_file: " if path else "age_identity: ") + error.sentence())
+        return text
 
     def raise_any(self) -> None:
         if self.found:
@@ -419,6 +453,9 @@ def _storage(params: Params, faults: _Faults) -> Storage:
         endpoint_url and not _ENDPOINT.match(endpoint_url),  # not shown: it may carry a password
         "endpoint_url: give http://host[:port] or https://host[:port], without credentials",
     )
+    customer_key = faults.customer_key(params)
+    faults.add_if(customer_key and encryption_mode, "sse_customer_key and encryption_mode: give one of them")
+    faults.add_if(customer_key and directory, "sse_customer_key: is for a bucket")
     faults.add_if(kms_key and encryption_mode != "aws:kms", "encryption_kms_key_id: needs `encryption_mode: aws:kms`")
     return Storage(
         kind="local" if directory else "s3",
@@ -437,6 +474,9 @@ def _storage(params: Params, faults: _Faults) -> Storage:
         checksums=params["checksums"],
         encryption_mode=encryption_mode,
         encryption_kms_key_id=kms_key,
+        sse_customer_key=customer_key,
+        age_recipients=faults.recipients(params),
+        age_identity=faults.identity(params),
         stall_timeout=stall_timeout,
     )
 

@@ -90,7 +90,8 @@ def _fail(module: AnsibleModule, log: ModuleLog, tell: Optional[Notifier], error
 
 def require(module: AnsibleModule, storage: Storage, postgres: bool = True) -> None:
     """Fail with one message that names every library this task needs and the target's Python lacks."""
-    needed = {"psycopg2": postgres, "boto3": storage.kind == "s3"}
+    encrypted = bool(storage.age_recipients or storage.age_identity)
+    needed = {"psycopg2": postgres, "boto3": storage.kind == "s3", "cryptography": encrypted}
     missing, trace = [], ""
     for library in [name for name, wanted in needed.items() if wanted]:
         try:

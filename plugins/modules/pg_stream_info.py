@@ -115,6 +115,11 @@ backups:
       description: How the backup is compressed, from the key.
       type: str
       sample: gzip
+    encrypted:
+      description: Whether it is encrypted by age, from the key. Its rows and ratio are only known with an identity, or
+        from the run ledger.
+      type: bool
+      sample: false
     foreign:
       description: Whether another tool wrote it. Such a backup has no index, and is restored as one serial stream. Null
         where it was not looked into, see O(details).

@@ -17,8 +17,9 @@ import os
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from _pgstream import archive, catalog, framing, schema
+from _pgstream import age, archive, catalog, framing, schema
 from _pgstream import restore as verb
+from _pgstream.cipher import CipherStore, _SealedUpload
 from _pgstream.clients import Clients
 from _pgstream.copying import RowBlocks
 from _pgstream.errors import IntegrityError
@@ -37,8 +38,10 @@ from _pgstream.model import (
 from _pgstream.plan import CopyItem
 from _pgstream.postgres import TableFacts
 from _pgstream.process import Processes
-from _pgstream.store import Store, StoredObject
+from _pgstream.store import Store, StoredObject, Upload
 from _pgstream.target import Target
+
+from .agekeys import KeyPair
 
 BLOCK_SIZE = 700  # bytes of SQL: several blocks a table
 TABLES = 3
@@ -136,6 +139,37 @@ class MemoryStore(Store):
             yield self._data[start : min(start + self._piece, end)]
 
 
+PAIR = KeyPair()
+
+
+def encrypted(sample: Sample, pair: KeyPair = PAIR) -> bytes:
+    """The sample's object as a backup with recipients stores it."""
+    file_key, nonce = age.new_file_key(), os.urandom(age.NONCE)
+    kept = _Kept()
+    upload = _SealedUpload(kept, age.seal_header(file_key, [pair.public]) + nonce, age.Payload(file_key, nonce))
+    upload.write([sample.data])
+    upload.commit()
+    return bytes(kept.data)
+
+
+class _Kept(Upload):
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        self.data += b"".join(pieces)
+
+    def commit(self) -> StoredObject:
+        return StoredObject("", len(self.data))
+
+
+def store_of(data: bytes, key: str) -> Store:
+    """One object in memory, decrypted for `PAIR` where its key says that it is encrypted."""
+    memory = MemoryStore(data, key)
+    memory.storage = PAIR.reads(memory.storage)
+    return CipherStore(memory)
+
+
 class Child:
     """Stands for a program that a restore runs: keeps what it is fed, and answers as the program would."""
 
@@ -201,7 +235,7 @@ class Outcome:
 
 def restored(data: bytes, key: str, **options: Any) -> Outcome:
     """Restore an object with real code from the key to the programs' input; there is no server."""
-    store, children = MemoryStore(data, key), Children()
+    store, children = store_of(data, key), Children()
     request = RestoreRequest(Server(), store.storage, key, "d", jobs=1, analyze=False, correlation_id="c", **options)
     error: Optional[BaseException] = None
     try:
@@ -226,7 +260,7 @@ def expected(compression: str, variant: int = 0) -> List[Tuple[str, bytes]]:
 
 def read_all(data: bytes, key: str) -> Optional[bytes]:
     """All SQL that the index names, every block checked; None for a foreign object."""
-    store = MemoryStore(data, key)
+    store = store_of(data, key)
     item = catalog.find(store, key)
     index = catalog.read_index(store, item)
     if index is None:

@@ -57,6 +57,7 @@ class Stored:
     etag: str
     metadata: Dict[str, str] = field(default_factory=dict)
     modified: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    customer_key: str = ""  # digest of the key it was encrypted with
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Unfinished:
     metadata: Dict[str, str]
     initiated: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     parts: Dict[int, Stored] = field(default_factory=dict)
+    customer_key: str = ""
 
 
 @dataclass
@@ -369,7 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _CreateMultipartUpload(self, _body: bytes) -> Any:
         upload = secrets.token_hex(12)
-        self.s3.unfinished[upload] = Unfinished(self.bucket, self.key, self._metadata())
+        self.s3.unfinished[upload] = Unfinished(
+            self.bucket, self.key, self._metadata(), customer_key=self._customer_key()
+        )
         inner = "<Bucket>%s</Bucket><Key>%s</Key><UploadId>%s</UploadId>" % (self.bucket, escape(self.key), upload)
         return 200, {}, _xml("InitiateMultipartUploadResult", inner)
 
@@ -380,7 +384,10 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Content-MD5")
         if given and given != base64.b64encode(hashlib.md5(body).digest()).decode():
             raise Refused(400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
-        upload.parts[number] = Stored(body, hashlib.md5(body).hexdigest())
+        if upload.customer_key != self._customer_key():
+            raise Refused(400, "InvalidRequest", "The multipart upload initiate requested encryption with another key")
+        salt = upload.customer_key.encode()  # with a customer's key an ETag is not the digest of the bytes
+        upload.parts[number] = Stored(body, hashlib.md5(salt + body).hexdigest())
         return 200, {"ETag": self._etag("UploadPart", upload.parts[number].etag)}, b""
 
     def _CompleteMultipartUpload(self, body: bytes) -> Any:
@@ -404,6 +411,9 @@ class _Handler(BaseHTTPRequestHandler):
             parts = parts[:-1]
         digest = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts)).hexdigest()
         whole = Stored(b"".join(part.data for part in parts), "%s-%d" % (digest, len(parts)), upload.metadata)
+        whole.customer_key = upload.customer_key
+        if whole.customer_key:
+            whole.etag = "%s-%d" % (hashlib.md5(whole.data).hexdigest(), len(parts))
         self.s3.buckets[self.bucket][self.key] = whole
         del self.s3.unfinished[self.query["uploadId"]]
         etag = self._etag("CompleteMultipartUpload", whole.etag)
@@ -434,7 +444,19 @@ class _Handler(BaseHTTPRequestHandler):
             if "s3:ListBucket" in self.s3.deny:  # who may not list may not know either
                 raise Refused(403, "AccessDenied", "Access Denied")
             raise Refused(404, code, message)
+        if stored.customer_key != self._customer_key():
+            raise Refused(400, "InvalidRequest", "The object was stored using a form of Server Side Encryption.")
         return stored
+
+    def _customer_key(self) -> str:
+        """The digest of the key in a request; refused unless it is one of 32 bytes and the digest is right."""
+        given = self.headers.get("x-amz-server-side-encryption-customer-key")
+        if not given:
+            return ""
+        key, digest = base64.b64decode(given), self.headers.get("x-amz-server-side-encryption-customer-key-MD5")
+        if len(key) != 32 or digest != base64.b64encode(hashlib.md5(key).digest()).decode():
+            raise Refused(400, "InvalidArgument", "The secret key was invalid for the specified algorithm.")
+        return digest
 
     def _upload(self) -> Unfinished:
         upload = self.s3.unfinished.get(self.query["uploadId"])
@@ -457,6 +479,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _headers(self, stored: Stored, operation: str) -> Dict[str, str]:
         headers = {"x-amz-meta-" + name: value for name, value in stored.metadata.items()}
+        if stored.customer_key:
+            headers["x-amz-server-side-encryption-customer-algorithm"] = "AES256"
         return {**headers, "ETag": self._etag(operation, stored.etag), "Accept-Ranges": "bytes",
                 "Last-Modified": format_datetime(stored.modified, usegmt=True)}  # fmt: skip
 

@@ -345,7 +345,9 @@ def test_no_secret_is_shown():
     request = backup(login_password="hidden1", access_key="ak", secret_key="hidden2", session_token="hidden3")
     assert "hidden" not in repr(request)
     secrets = {name for name, option in _args.BACKUP_SPEC.items() if option.get("no_log")}
-    assert secrets == {"login_password", "secret_key", "session_token", "ping_url", "webhook_url"}
+    assert secrets == {
+        "login_password", "secret_key", "session_token", "ping_url", "webhook_url", "sse_customer_key", "age_identity"
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ outcomes

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from . import catalog, codec, copying, limits, plan, postgres, schema
+from . import catalog, cipher, codec, copying, limits, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
 from .errors import BackupError, IntegrityError, Interrupted, ServerError, StorageError, UsageError, hint_of
@@ -120,6 +120,7 @@ def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
             "the key %s names another compression than %s" % (request.key, request.compression),
             hint="Leave one of the two out, or make them agree.",
         )
+    cipher.check_name(request.storage, request.key)
     return open_store(request.storage), catalog.whole_key(request.storage, request.key)
 
 
@@ -143,13 +144,14 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
 def _is_whole(store: Store, item: StoredObject) -> bool:
     """Whether it has an index that agrees with it: one that was damaged is no reason to go without another."""
     try:
-        return catalog.read_index(store, item) is not None
+        return catalog.is_sound(store, item)
     except IntegrityError:
         return False
 
 
 def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:
-    index = catalog.read_index(store, item)
+    sealed = store.sealed(item.key, item.size)
+    index = catalog.read_index(store, item) if sealed is None else None
     result = BackupResult(
         changed=False,
         database=request.database,
@@ -162,6 +164,8 @@ def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: st
         stored_bytes=item.size,
         message="%s %s" % (item.key, why),
     )
+    if sealed is not None:
+        return replace(result, message=result.message + ", and is encrypted")
     if index is None:
         return replace(result, message=result.message + ", and was not written by this engine")
     return replace(

@@ -16,21 +16,23 @@ from urllib.parse import unquote
 from . import archive
 from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
 from .events import Log
-from .model import EXTENSIONS, BackupInfo, Index, Storage
+from .model import ENCRYPTED, EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
 _KEY = re.compile(
-    r"(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?)", re.ASCII
+    r"(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?(\.age)?)", re.ASCII
 )
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def new_key(storage: Storage, database: str, moment: datetime, compression: str) -> str:
-    """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`; odd characters of the name are percent-encoded."""
+    """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`, and `.age` behind it for a backup that is encrypted; odd
+    characters of the name are percent-encoded."""
     name = percent_encode(database, safe=" !+,=@()[]~")
     if name.startswith("."):
         name = "%2E" + name[1:]  # a hidden file would be in no listing
-    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), EXTENSIONS[compression]))
+    extension = EXTENSIONS[compression] + (ENCRYPTED if storage.age_recipients else "")
+    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), extension))
 
 
 def whole_key(storage: Storage, key: str) -> str:
@@ -44,7 +46,7 @@ def whole_key(storage: Storage, key: str) -> str:
 def compression_of(key: str) -> str:
     """The codec a key's extension names; empty for none of ours."""
     for compression, extension in sorted(EXTENSIONS.items(), key=lambda item: -len(item[1])):
-        if key.endswith(extension):
+        if key.endswith((extension, extension + ENCRYPTED)):
             return compression
     return ""
 
@@ -116,14 +118,20 @@ def _info(storage: Storage, item: StoredObject) -> BackupInfo:
         database=database,
         time=time,
         compression=compression_of(item.key),
+        encrypted=item.key.endswith(ENCRYPTED),
         etag=item.etag,
     )
 
 
 def is_ours(store: Store, info: BackupInfo) -> bool:
-    """Whether this engine wrote the object, by its footer: one small request."""
+    """Whether this engine wrote the object: one small request. By its footer, or of an encrypted one that no identity
+    here opens, by its header: a host that can only encrypt must be able to tell its own backups too."""
     try:
-        return archive.has_footer(lambda offset, length: store.read(info.key, offset, length), info.size)
+        header = store.sealed(info.key, info.size)
+        if header is not None:
+            return header.marked
+        size = store.contents_size(info.key, info.size)
+        return archive.has_footer(lambda offset, length: store.read(info.key, offset, length), size)
     except (IntegrityError, NotFoundError):
         return False  # damaged, or removed meanwhile: nothing that we would vouch for
 
@@ -168,8 +176,16 @@ def latest(store: Store, database: str, before: str = "") -> StoredObject:
 
 
 def read_index(store: Store, item: StoredObject) -> Optional[Index]:
-    """What the object says of itself; None for a foreign one."""
-    return archive.read_index(lambda offset, length: store.read(item.key, offset, length), item.size)
+    """What the object says of itself; None for a foreign one. UsageError where it is encrypted and cannot be opened."""
+    size = store.contents_size(item.key, item.size)
+    return archive.read_index(lambda offset, length: store.read(item.key, offset, length), size)
+
+
+def is_sound(store: Store, item: StoredObject) -> bool:
+    """Whether it is ours and its index agrees with it; IntegrityError for a damaged one. Where it is encrypted and no
+    identity here opens it, its header is all that can be looked at."""
+    header = store.sealed(item.key, item.size)
+    return header.marked if header is not None else read_index(store, item) is not None
 
 
 def describe(storage: Storage, key: str) -> Index:

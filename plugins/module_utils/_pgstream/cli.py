@@ -39,8 +39,11 @@ _PACKAGES = {
     "s3transfer": "boto3",
     "psycopg2": "psycopg2-binary",
     "prometheus_client": "prometheus-client",
+    "cryptography": "cryptography",
 }
-_SECRET_FLAG = re.compile(r"--?[\w-]*(pass|secret|token|credential|access-?key)[\w-]*", re.IGNORECASE)
+_SECRET_FLAG = re.compile(
+    r"--?[\w-]*(pass|secret|token|credential|identity|access-?key|customer-?key)[\w-]*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

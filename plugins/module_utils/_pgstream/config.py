@@ -16,10 +16,20 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from . import age_keys, config_encryption
 from .codec import check_level
 from .errors import UsageError
 from .events import rfc3339
-from .model import COMPRESSIONS, LEVELS, BackupRequest, Filters, RestoreRequest, Server, Storage, VerifyRequest
+from .model import (
+    COMPRESSIONS,
+    LEVELS,
+    BackupRequest,
+    Filters,
+    RestoreRequest,
+    Server,
+    Storage,
+    VerifyRequest,
+)
 
 #: The flag that sets the same value, for those that have one. No secret has: argv is readable by everyone.
 FLAGS = {
@@ -58,6 +68,8 @@ SECRETS = (
     "BACKUP_PING_URL",
     "BACKUP_WEBHOOK_URL",
     "PGPASSWORD",
+    "RCLONE_S3_SSE_CUSTOMER_KEY_BASE64",
+    "BACKUP_AGE_IDENTITY",
 )
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq, section "SSL Support"
@@ -98,6 +110,7 @@ def secret_values(environ: Mapping[str, str]) -> Tuple[str, ...]:
                 values.append(_file_text(environ[name + "_FILE"]))
             except (OSError, ValueError):
                 continue
+    values += [line for value in values for line in age_keys.secret_lines(value)]  # a file may hold several
     return tuple(sorted({value for value in values if value}, key=len, reverse=True))
 
 
@@ -344,6 +357,10 @@ def _server(reader: _Reader) -> Server:
 
 
 def _storage(reader: _Reader) -> Storage:
+    return replace(_place(reader), **config_encryption.age(reader))
+
+
+def _place(reader: _Reader) -> Storage:
     url = reader.get("BACKUP_STORE")
     bucket = reader.get("RCLONE_S3_BUCKET")
     label = reader.label("BACKUP_STORE")
@@ -399,6 +416,7 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
         addressing_style=reader.choice("BACKUP_S3_ADDRESSING_STYLE", ("auto", "path", "virtual"), "auto"),
         checksums=reader.choice("BACKUP_S3_CHECKSUMS", ("when_required", "when_supported"), "when_required"),
         stall_timeout=stall_timeout,
+        **config_encryption.of_the_store(reader),  # type: ignore[arg-type]
     )
 
 

@@ -94,7 +94,11 @@ def _from_run(one: BackupInfo, run: Optional[Run]) -> BackupInfo:
 
 def _looked_into(store: Store, one: BackupInfo) -> BackupInfo:
     try:
-        facts = archive.read_head(lambda offset, length: store.read(one.key, offset, length), one.size)
+        header = store.sealed(one.key, one.size)
+        if header is not None:
+            return replace(one, foreign=not header.marked)
+        size = store.contents_size(one.key, one.size)
+        facts = archive.read_head(lambda offset, length: store.read(one.key, offset, length), size)
         if not facts:
             return replace(one, foreign=facts is None)
         took = catalog.parse_time(facts["finished_at"]) - catalog.parse_time(facts["started_at"])

@@ -16,6 +16,7 @@ COMPRESSIONS = ("gzip", "zstd", "none")
 LEVELS = ("index", "content", "restore")  # of a verification; each proves what the one before does, and more
 LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
 EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
+ENCRYPTED = ".age"  # follows the extension of an encrypted backup
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Storage:
     checksums: str = "when_required"  # when_required, when_supported
     encryption_mode: str = ""  # "", AES256, aws:kms
     encryption_kms_key_id: str = ""
+    sse_customer_key: str = field(default="", repr=False)  # 32 bytes in base64
+    age_recipients: Tuple[str, ...] = ()  # age1...; what is written is encrypted for each of them
+    age_identity: str = field(default="", repr=False)  # AGE-SECRET-KEY-1..., one a line; opens what is read
     stall_timeout: int = 60  # seconds without a byte, in either direction, after which a request is given up
 
     @property
@@ -241,6 +245,7 @@ class BackupInfo:
     database: str = ""
     time: str = ""  # RFC 3339, from the key
     compression: str = ""
+    encrypted: bool = False  # by its name
     foreign: Optional[bool] = None
     etag: str = ""
     age: Optional[int] = None  # seconds

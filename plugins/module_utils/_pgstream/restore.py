@@ -378,7 +378,8 @@ class _Run:
         store, item = self.planned.store, self.planned.item
         loader = Loader(self.planned.clients, self.processes, database, self.request.role, self._server_major())
         with stage("table data"):
-            head = store.read(item.key, 0, min(item.size, 8))
+            size = store.contents_size(item.key, item.size)
+            head = store.read(item.key, 0, min(size, 8))
             if head.startswith(b"PGDMP"):
                 raise UsageError(
                     "%s is a custom-format archive of pg_dump" % item.key, hint="Restore it with pg_restore."
@@ -392,7 +393,7 @@ class _Run:
                 )
             codec.check_level(compression, None)
             decoder = codec.StreamDecoder(compression)
-            pieces = self._counted(store.stream(item.key, 0, item.size), item.size)
+            pieces = self._counted(store.stream(item.key, 0, size), size)
             counts = loading.load_foreign(loader, pieces, decoder.feed, decoder.finish)
         self.foreign_rows = sum(counts)
         if self.request.analyze:

@@ -126,7 +126,7 @@ def _read_index(store: Store, item: StoredObject) -> Tuple[Optional[Index], int]
         read[0] += length
         return store.read(item.key, offset, length)
 
-    return archive.read_index(ranged, item.size), read[0]
+    return archive.read_index(ranged, store.contents_size(item.key, item.size)), read[0]
 
 
 def _prove(request: VerifyRequest, store: Store, item: StoredObject, index: Optional[Index], log: Log) -> Proof:
@@ -242,24 +242,25 @@ class _Contents:
 
 def _foreign_contents(store: Store, item: StoredObject, log: Log) -> Proof:
     """A plain dump read and decompressed whole; IntegrityError where it is cut off or damaged."""
-    head = store.read(item.key, 0, min(item.size, 8))
+    size = store.contents_size(item.key, item.size)
+    head = store.read(item.key, 0, min(size, 8))
     if head.startswith(b"PGDMP"):
         raise UsageError("it is a custom-format archive of pg_dump", hint="Look at it with pg_restore --list.")
     compression = codec.detect(head)
     codec.check_level(compression, None)
     decoder = codec.StreamDecoder(compression)
     read, raw, tail = 0, 0, b"\n"
-    for piece in store.stream(item.key, 0, item.size):
+    for piece in store.stream(item.key, 0, size):
         read += len(piece)
         for sql in decoder.feed(piece):
             if b"\n" + framing.COMMENT in tail + sql:
                 raise IntegrityError("it is a backup of this engine whose beginning and end are damaged")
             raw += len(sql)
             tail = (tail + sql)[-_TAIL:]
-        log.progress(read, item.size, "dump")
+        log.progress(read, size, "dump")
     decoder.finish()
-    if read != item.size:
-        raise IntegrityError("%d of its %d bytes could be read" % (read, item.size))
+    if read != size:
+        raise IntegrityError("%d of its %d bytes could be read" % (read, size))
     if not loading.COMPLETE.search(tail):
         raise IntegrityError(
             "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
+from ..age_header import Header
 from ..errors import IntegrityError, StorageError, UsageError
 from ..model import Finding, Storage
 
@@ -85,6 +86,16 @@ class Store:
         """That range in pieces, resumed where a connection broke. IntegrityError where the object was replaced."""
         raise NotImplementedError
 
+    def contents_size(self, key: str, size: int) -> int:
+        """How many bytes `read` and `stream` have of an object that is stored in `size` bytes: fewer where it is
+        encrypted. UsageError where that has no identity to open it."""
+        return size
+
+    def sealed(self, key: str, size: int) -> Optional[Header]:
+        """The header of an encrypted object that no identity here opens; None for every other, which can be read.
+        IntegrityError for a damaged one."""
+        return None
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         raise NotImplementedError
 
@@ -112,6 +123,13 @@ class Store:
 
 
 def open_store(storage: Storage) -> Store:
+    """The store, with encrypted objects encrypted and decrypted. UsageError for keys of age that are none."""
+    from ..cipher import CipherStore
+
+    return CipherStore(_door(storage))
+
+
+def _door(storage: Storage) -> Store:
     if storage.kind == "s3":
         from .s3 import S3Store
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 from ..errors import IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
-from . import Deletion, Store, StoredObject, Upload, profiles
+from . import Deletion, Store, StoredObject, Upload, profiles, s3_sse
 from .retry import Retry
 from .s3_client import HINTS, READ_FAULTS, S3Client, code_of, may_pass, status_of, translate
 from .s3_delete import content_md5, delete_many
@@ -40,10 +40,7 @@ class S3Store(Store):
     def create(self, key: str, metadata: Dict[str, str]) -> str:
         """Begin a multipart upload; its id."""
         options: Dict[str, Any] = {"Metadata": metadata, "ContentType": "application/octet-stream"}
-        if self.storage.encryption_mode:
-            options["ServerSideEncryption"] = self.storage.encryption_mode
-        if self.storage.encryption_kms_key_id:
-            options["SSEKMSKeyId"] = self.storage.encryption_kms_key_id
+        options.update(s3_sse.of_object(self.storage))
         upload_id = str(self.client.call("create_multipart_upload", Key=key, **options).get("UploadId") or "")
         if not upload_id:
             raise StorageError("the store answered, and began no upload of %s" % key)

@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional, Tuple, Type
 
 from ..errors import NoStoreError, StorageError, UsageError
 from ..model import Storage
+from . import s3_sse
 from .retry import Retry
 
 try:
@@ -82,7 +83,8 @@ class S3Client:
         if isinstance(arguments.get("Body"), PartBody):
             arguments["Body"].seek(0)  # an attempt before this one may have read it
         try:
-            return getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments)
+            key = s3_sse.of_request(self.storage, operation)
+            return getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments, **key)
         except FAULTS as error:
             raise translate(error, self.storage) from error
 
@@ -213,7 +215,10 @@ def translate(error: Any, storage: Storage) -> StorageError:
             storage.bucket, where, said or code or "an error", code or "no code", status
         )  # fmt: skip
         kind = NoStoreError if code == "NoSuchBucket" else StorageError
-        return kind(text, hint=HINTS.get(code, ""))
+        hint = HINTS.get(code, "")
+        if status == 400 and storage.sse_customer_key and not hint:
+            hint = "Check sse_customer_key: it opens only what was stored with it."
+        return kind(text, hint=hint)
     hint = ""
     name = type(error).__name__
     if name in ("NoCredentialsError", "PartialCredentialsError"):

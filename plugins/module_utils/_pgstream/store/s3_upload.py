@@ -235,7 +235,7 @@ class S3Upload(Upload):
                 return "has the ETag %s, the store said %s" % (match.group(), composites[0].group())
         digests = [str(part["ETag"]).strip('"') for part in parts]
         # With keys of the customer or of KMS they are no digests (S3 API reference, Object).
-        plain = head.get("ServerSideEncryption", "") in ("", "AES256")
+        plain = head.get("ServerSideEncryption", "") in ("", "AES256") and not head.get("SSECustomerAlgorithm")
         if self._profile.composite_etag and composites and plain and all(map(_DIGEST.fullmatch, digests)):
             whole = hashlib.md5(b"".join(map(bytes.fromhex, digests)), usedforsecurity=False).hexdigest()
             if whole != composites[0].group(1):
