@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
@@ -33,6 +34,10 @@ sys.path.insert(0, str(MODULE_UTILS))
 
 from tests.support import servers  # noqa: E402 (after sys.path, as all imports of tests)
 from tests.support.runs import Command, Proxy  # noqa: E402
+
+# A shell that starts something in the background has it ignore SIGINT, and so all that it starts: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
