@@ -28,6 +28,7 @@ from _pgstream.ledger import Ledger
 
 from tests import demo
 from tests.support import compare, fixture, servers
+from tests.support.agekeys import KeyPair
 from tests.support.receiver import Receiver
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -454,3 +455,31 @@ def test_verify_and_drill(play: Callable[..., Play], shop: Any, s3: Any, bucket:
     assert "not_notified" in failed.output
     assert Ledger(str(tmp_path)).view().runs[0].exit_code == 6
     assert "No backup to verify" in play("verify", fails=True).output
+
+
+def test_an_encrypted_backup(
+    play: Callable[..., Play], site: Dict[str, Any], shop: Any, fresh_name: str, tmp_path: Path
+) -> None:
+    """The host that backs up has the recipient alone; who restores has the identity, as a file or from a vault."""
+    pair = KeyPair()
+    site["pgbackup_age_recipients"] = [pair.recipient]
+    made = play("backup", pgbackup_database="shop").result
+    assert made["key"].endswith(".sql.gz.age")
+    again = play("backup", pgbackup_database="shop", pgbackup_fresh_within="1h").result
+    assert not again["changed"] and again["key"] == made["key"]
+    refused = play("restore", backup_key=made["key"], target_db=fresh_name, create="true", fails=True)
+    assert not exists(shop, fresh_name)
+    assert "no identity is given" in refused.output and '"exit_code": 2' in refused.output
+    (listed,) = play("list").result["backups"]
+    assert (listed["encrypted"], listed["foreign"], listed["rows"]) == (True, False, None)
+    identity = tmp_path / "identity"
+    identity.write_text("# mine\n%s\n" % pair.identity)
+    site["pgbackup_age_identity_file"] = str(identity)
+    (listed,) = play("list").result["backups"]
+    assert listed["rows"] == made["rows"]
+    del site["pgbackup_age_identity_file"]
+    site["pgbackup_age_identity"] = identity.read_text()
+    done = play("restore", backup_key=made["key"], target_db=fresh_name, create="true")
+    assert done.result["rows"] == made["rows"] and pair.identity not in done.output
+    verified = play("verify", pgbackup_database="shop", backup_key=made["key"])
+    assert verified.result["verified"] and pair.identity not in verified.output

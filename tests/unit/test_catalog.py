@@ -86,7 +86,7 @@ def test_the_template() -> None:
     "", "shop.sql.gz", "shop_2026-01-31T02:00:00Z", "shop_2026-01-31T02:00:00Z.tar", "_2026-01-31T02:00:00Z.sql.gz",
     "shop_2026-01-31T02:00:00Z.sql.gz\n", "shop_\uff12026-01-31T02:00:00Z.sql.gz",
     "sh%00op_2026-01-31T02:00:00Z.sql.gz",
-    "shop_2026-02-31T02:00:00Z.sql.gz", "shop_9999-99-99T99:99:99Z.sql.gz", "shop_2026-01-31T02:00:00Z.sql.gz.age",
+    "shop_2026-02-31T02:00:00Z.sql.gz", "shop_9999-99-99T99:99:99Z.sql.gz", "shop_2026-01-31T02:00:00Z.sql.gz.gpg",
 ])  # fmt: skip
 def test_keys_that_say_nothing(key: str) -> None:
     assert catalog.parse_key(key) == ("", "")
@@ -109,7 +109,7 @@ def test_the_prefix_comes_before_once(prefix: str, key: str, whole: str) -> None
 def test_extensions() -> None:
     for compression, extension in EXTENSIONS.items():
         assert catalog.compression_of("x" + extension) == compression
-    for other in ("x", "x.gz", "x.sql.gz.age", "x.tar.gz", "sql"):
+    for other in ("x", "x.gz", "x.sql.gz.gpg", "x.age", "x.tar.gz", "sql"):
         assert catalog.compression_of(other) == ""
 
 

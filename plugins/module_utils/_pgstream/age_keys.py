@@ -36,7 +36,7 @@ def checksum(prefix: str, values: Sequence[int]) -> int:
 
 
 def _decode(text: str, prefix: str) -> bytes:
-    """The 32 bytes of a key in small letters. ValueError for anything that is not exactly one, which never shows the key."""
+    """The 32 bytes of a key in small letters. ValueError for anything else, which never shows the key."""
     head, _one, letters = text.rpartition("1")
     if head != prefix:
         raise ValueError("another beginning than %s1" % prefix)

@@ -85,6 +85,10 @@ class CipherStore(Store):
         opened = self._look(key, size)
         return None if opened.payload else opened.header
 
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        encrypted = key.endswith(ENCRYPTED)
+        return super().read(key, offset, length) if encrypted else self._inner.read(key, offset, length)
+
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         if not key.endswith(ENCRYPTED):
             yield from self._inner.stream(key, offset, length)
