@@ -110,11 +110,16 @@ class Process:
 
     def finish(self) -> None:
         """Wait for the end; raise what the child said if it did not exit 0."""
+        status = self.status()
+        if status != 0:
+            raise self._failure(status)
+
+    def status(self) -> int:
+        """Wait for the end; the exit status, or the number of the signal that killed it, negative."""
         status = self._popen.wait()
         self._join()
         self._close()
-        if status != 0:
-            raise self._failure(status)
+        return status
 
     def cause(self) -> Optional[BackupError]:
         """Wait for the end; the child's failure, None if it ended well."""
@@ -141,6 +146,16 @@ class Process:
             except (ProcessLookupError, PermissionError):
                 self._popen.kill()
         self._popen.wait()
+
+    def terminate(self, seconds: float) -> None:
+        """Ask the child to stop, its input still open, so that it can clean up after itself; killed after that time."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            try:
+                self._popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
 
     def _close(self) -> None:
         self.close_input()
