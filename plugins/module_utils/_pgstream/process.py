@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from .errors import BackupError, Cancelled, ServerError
 
@@ -95,7 +95,7 @@ class Process:
         self.finish()
         return collected
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Union[bytes, memoryview]) -> None:
         """Feed the child. A broken pipe is reported as what the child said when it died."""
         assert self._popen.stdin is not None
         try:
@@ -286,7 +286,7 @@ def bulk_output(argv: Sequence[str]) -> List[str]:
     return [stdbuf, "-o256K"] + list(argv) if stdbuf else list(argv)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -84,8 +84,8 @@ class RcloneStore(Store):
             failure: BackupError = IntegrityError("%s ended %d bytes early" % (key, end - offset))
             span = ("--offset", str(offset), "--count", str(end - offset))
             try:
-                # The program itself would go on after a fault without looking whether it is the same object.
-                for piece in self.client.output("cat", *span, "--low-level-retries", "1", self.client.place(key)):
+                # With no tries of its own: it would go on after a fault without looking whether it is the same object.
+                for piece in self.client.output("cat", *span, self.client.place(key)):
                     offset += len(piece)
                     retry.progress()
                     yield piece

@@ -15,6 +15,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -23,7 +26,7 @@ from ..events import rfc3339
 from ..model import RCLONE_REMOTE, Storage
 from ..process import Process, Processes
 from . import StoredObject
-from .retry import PATIENT, QUICK, Retry
+from .retry import LIMIT, PATIENT, QUICK, Retry
 
 #: rclone's documentation, "List of exit codes". There is no telling a directory from a file where it matters here.
 USAGE, NO_DIRECTORY, NO_FILE, TEMPORARY = 2, 3, 4, 5
@@ -93,15 +96,41 @@ class RcloneClient:
     def spawn(self, *arguments: str, feed: bool = False, stall_timeout: int = 0) -> Process:
         """Start rclone. It does not try a whole operation again by itself: what is known here decides that."""
         stall = "%ds" % max(stall_timeout, self.storage.stall_timeout)
-        common = ["--retries", "1", "--ask-password=false", "--log-level", "NOTICE", "--stats", "0", "--timeout", stall]
+        # A request within a stream cannot be made again from here. The others are, and it knows no bound in time.
+        tries = "3" if feed else "1"
+        common = ["--retries", "1", "--low-level-retries", tries, "--timeout", stall, "--stats", "0",
+                  "--log-level", "NOTICE", "--ask-password=false"]  # fmt: skip
         return self._processes.spawn([self._program, *arguments, *common], self._env, "rclone", feed=feed)
+
+    @contextmanager
+    def bounded(self, process: Process, stall_timeout: int = 0) -> Iterator[None]:
+        """Kill the process if this block takes too long, whatever it is waiting for: not every backend of rclone heeds
+        its --timeout. RcloneError says so."""
+        seconds = (LIMIT + 1) * max(stall_timeout, self.storage.stall_timeout)
+        watch = threading.Timer(seconds, process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        except RcloneError as error:
+            if watch.finished.is_set() and error.status == -signal.SIGKILL:
+                error.message = "rclone, at %s: nothing happened for %d s" % (self.storage.root, seconds)
+            raise
+        finally:
+            watch.cancel()
 
     def output(self, *arguments: str, stall_timeout: int = 0) -> Iterator[bytes]:
         """What one rclone prints, as it comes. RcloneError after the last of it if it did not end well."""
         process = self.spawn(*arguments, stall_timeout=stall_timeout)
         try:
-            yield from process.chunks()
-            self.finish(process)
+            pieces = process.chunks()
+            while True:
+                with self.bounded(process, stall_timeout):
+                    piece = next(pieces, b"")
+                    if not piece:
+                        self.finish(process)
+                        return
+                yield piece
         finally:
             process.kill()
             process.status()

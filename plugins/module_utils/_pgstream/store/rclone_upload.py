@@ -25,6 +25,7 @@ from .retry import PATIENT, Retry
 
 PARTIAL = re.compile(r"(.+)\.pgstream-[0-9a-f]{16}\.partial")
 DIGESTS = ("sha256", "sha1", "md5")  # that hashlib and rclone both know, best first
+_SLICE = 1 << 20  # bytes; so many at least have to be taken before rclone is given up
 _GRACE = 10.0  # seconds for rclone to abort what it began, such as the parts of a multipart upload
 
 #: How many parts a backend may send of a stream, of what size by default (rclone's documentation of each). Larger parts
@@ -80,17 +81,21 @@ class RcloneUpload(Upload):
 
     def _feed(self, piece: bytes) -> None:
         assert self._process is not None
-        try:
-            self._process.write(piece)
-        except BackupError:  # it died: what it said of that is better than that it did
-            self._client.finish(self._process)
-            raise
+        view = memoryview(piece)
+        for start in range(0, len(view), _SLICE):
+            with self._client.bounded(self._process):
+                try:
+                    self._process.write(view[start : start + _SLICE])
+                except BackupError:  # it died: what it said of that is better than that it did
+                    self._client.finish(self._process)
+                    raise
 
     def _end(self) -> None:
         """The end of the stream, and rclone's own."""
         assert self._process is not None
-        self._process.close_input()
-        self._client.finish(self._process)
+        with self._client.bounded(self._process):
+            self._process.close_input()
+            self._client.finish(self._process)
         self._process = None
 
     def commit(self) -> StoredObject:
