@@ -214,8 +214,11 @@ def test_directory_instead_of_a_bucket():
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ({"bucket": None}, "bucket and directory: give exactly one"),
-        ({"directory": "/mnt"}, "bucket and directory: give exactly one"),
+        ({"bucket": None}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"directory": "/mnt"}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"rclone_remote": "sftp:b"}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"bucket": None, "rclone_remote": ":sftp,pass=x:b"}, "rclone_remote: give remote:path"),
+        ({"rclone_config": "/c"}, "rclone_config: goes with rclone_remote only"),
         ({"bucket": None, "directory": "mnt"}, "directory: 'mnt' is not an absolute path"),
         ({"bucket": None, "directory": "/"}, "directory: '/' is not an absolute path below the root"),
         ({"bucket": "b/prefix"}, "bucket: give the name alone"),
