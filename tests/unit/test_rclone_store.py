@@ -66,6 +66,12 @@ def _webdav() -> Iterator[RemoteServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def _s3_with_checksums() -> Iterator[servers.S3Server]:
+    with servers.S3Server(options=["--etag-hash", "MD5"]) as server:
+        yield server
+
+
 class Place:
     """One store, and the files that its server keeps."""
 
@@ -92,8 +98,8 @@ def place_of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         if kind in ("local", "alias"):
             root = tmp_path / name
             environment = variables("alias", type="alias", remote=str(tmp_path))
-        elif kind == "s3":
-            s3 = request.getfixturevalue("s3")
+        elif kind.startswith("s3"):
+            s3, kind = request.getfixturevalue("s3" if kind == "s3" else "_s3_with_checksums"), "s3"
             root = s3.root / name
             environment = variables("s3", type="s3", provider="Other", endpoint=s3.endpoint_url, region=s3.region,
                                     access_key_id=s3.access_key, secret_access_key=s3.secret_key)  # fmt: skip
@@ -403,12 +409,11 @@ def test_a_rename_that_fails_at_first_is_made_again(sftp: Place, tmp_path: Path)
 
 def test_a_copy_whose_source_stayed_is_a_commit(place_of: Callable[..., Place], tmp_path: Path) -> None:
     """The remote copies and removes; the removal failed. The checksum says whose the object is."""
-    place = place_of("s3")
-    key = place.storage.rclone_remote + "/" + KEY
-    before = "%s copyto $3 $4; exit 1" % place.storage.rclone_path
+    place = place_of("s3 with checksums")
+    before = '%s copyto "$3" "$4"; exit 5' % place.storage.rclone_path
     with acting(place, tmp_path, "moveto", before=before) as store:
         put(store, KEY, b"whole")
-    assert place.store.read(KEY, 0, 5) == b"whole" and len(place.files()) == 1, key
+    assert place.store.read(KEY, 0, 5) == b"whole" and len(place.files()) == 1
 
 
 @pytest.mark.parametrize("kind", ["sftp", "webdav", "s3"])
@@ -425,8 +430,8 @@ def test_another_run_was_quicker_by_a_moment(place_of: Callable[..., Place], tmp
 
 
 @pytest.mark.parametrize("kind, spoil, says", [
-    ("sftp", 'truncate -s 3 "$3"', "has 3 bytes after the upload, 5 were sent"),
-    ("webdav", 'truncate -s 3 "$3"', "has 3 bytes after the upload, 5 were sent"),
+    ("sftp", 'truncate -s 3 "$3"', "has 3 bytes after the upload, 5 bytes were sent"),
+    ("webdav", 'truncate -s 3 "$3"', "has 3 bytes after the upload, 5 bytes were sent"),
     ("sftp", 'printf X | dd of="$3" conv=notrunc 2> /dev/null', "has another sha1 than what was sent"),
     ("alias", 'printf X | dd of="$3" conv=notrunc 2> /dev/null', "has another sha256 than what was sent"),
 ])  # fmt: skip
@@ -455,7 +460,7 @@ def test_a_spoilt_rename_is_taken_back(alias: Place, tmp_path: Path) -> None:
     with acting(alias, tmp_path, "moveto", after=spoil) as store:
         upload = store.begin(KEY, False)
         upload.write([b"whole"])
-        with pytest.raises(IntegrityError, match="has 3 bytes after the upload, 5 were sent"):
+        with pytest.raises(IntegrityError, match="has 3 bytes after the upload, 5 bytes were sent"):
             upload.commit()
         upload.abort()
     assert alias.files() == []

@@ -38,6 +38,7 @@ class RcloneStore(Store):
         self._seen: Dict[str, Identity] = {}  # as last looked at: a read that is resumed goes on with no other
 
     def begin(self, key: str, overwrite: bool, metadata: Optional[Dict[str, str]] = None) -> Upload:
+        self.client.place(key)  # where it leads out, nothing is begun
         features = self.client.features()
         for finding in require(features, self.storage.root):
             if finding.ok is False and finding.needed:

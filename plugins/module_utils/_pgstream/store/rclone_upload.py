@@ -30,7 +30,7 @@ _GRACE = 10.0  # seconds for rclone to abort what it began, such as the parts of
 
 #: How many parts a backend may send of a stream, of what size by default (rclone's documentation of each). Larger parts
 #: take more of rclone's memory, so only a database that needs them gets them. Of no effect on other backends.
-_PARTS = (("--s3-chunk-size", 10000, 5 << 20), ("--azureblob-block-size", 50000, 4 << 20))
+_PARTS = (("--s3-chunk-size", 10000, 5 << 20), ("--azureblob-chunk-size", 50000, 4 << 20))
 
 
 class RcloneUpload(Upload):
