@@ -81,7 +81,7 @@ def test_the_whole_way(postgres: Any, database: str, command: Callable[..., Outc
     made = command("backup", "--jobs", "2")
     assert made.code == 0, made.err
     key = made.result["key"]
-    assert stored(root) == [key] and made.result["url"].endswith("/%s/%s" % (root.name, key))
+    assert stored(root) == [key] and made.result["url"].endswith(":%s/%s" % (root.name, key))
     (shown,) = command("list").result["backups"]
     assert (shown["key"], shown["rows"], shown["foreign"]) == (key, 70000, False)
 

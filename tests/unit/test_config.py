@@ -255,7 +255,9 @@ def test_store_urls() -> None:
     )
 
 
-@pytest.mark.parametrize("url", ["backups", "s3://", "s3:///p", "file://b", "file:///", "http://b", "rclone:", "rclone:b", "rclone::sftp,pass=x:b"])
+@pytest.mark.parametrize("url", [
+    "backups", "s3://", "s3:///p", "file://b", "file:///", "http://b", "rclone:", "rclone:b", "rclone::sftp,pass=x:b",
+])  # fmt: skip
 def test_store_urls_refused(url: str) -> None:
     assert "BACKUP_STORE" in fault({**MINIMUM, "RCLONE_S3_BUCKET": "", "BACKUP_STORE": url})
 

@@ -53,7 +53,7 @@ _NOT_INHERITED = re.compile(
 )
 _HINTS = (
     (r"didn't find section", "Is the remote in rclone's configuration? See `rclone listremotes`."),
-    (r"decrypt|config\w* .*password", "Give the configuration's password by RCLONE_CONFIG_PASS or RCLONE_PASSWORD_COMMAND."),
+    (r"decrypt|config\w* .*password", "Its password may come by RCLONE_CONFIG_PASS or RCLONE_PASSWORD_COMMAND."),
     (r"unable to authenticate|unauthorized|\b401\b|invalid_grant", "See the remote's credentials."),
     (r"permission denied|forbidden|access ?denied|\b403\b", "See what its user may do there."),
     (r"no space left|quota", "Free some space."),
