@@ -302,7 +302,7 @@ def test_a_verification_as_it_is_asked_for():
         ({"keep_daily": -1}, "keep_daily: -1 is less than 0"),
         ({"keep_within": "a week"}, "keep_within: 'a week' is not a duration"),
         ({"min_keep": 0}, "min_keep: the newest good backup is never removed"),
-        ({"bucket": None}, "bucket and directory"),
+        ({"bucket": None}, "bucket, directory and rclone_remote"),
     ],
 )
 def test_prune_fault_names_its_option(given, sentence):

@@ -306,6 +306,22 @@ def test_the_server_is_killed_while_it_is_written_to(
     assert all(name.endswith(".partial") or ".rclone_temp" in name for name in place.files())
 
 
+def test_an_rclone_that_does_nothing_is_given_up(place_of: Callable[..., Place], tmp_path: Path) -> None:
+    """Stopped while it is fed, and while it is waited for: a run is not held up for ever, whatever rclone waits for."""
+    place = place_of("alias", stall_timeout=1)
+    upload = place.store.begin(KEY, False)
+    upload.write([b"x"])
+    os.kill(rclone_of(upload).pid, signal.SIGSTOP)
+    with pytest.raises(StorageError, match="nothing happened for 6 s"):
+        upload.write([bytes(8 * MIB)])
+    upload.abort()
+    assert place.files() == []
+    with acting(place, tmp_path, "lsjson", before="kill -STOP $$") as store:
+        client: Any = store.client  # type: ignore[attr-defined]
+        with pytest.raises(StorageError, match="nothing happened for 6 s"):
+            client.once("lsjson", client.place(""))
+
+
 def test_a_killed_run_leaves_what_the_next_sweeps(sftp: Place) -> None:
     """rclone takes the death of its feeder for the end of the stream: what it stores then is under the partial name."""
     code = (
