@@ -4,8 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Writes the remote "s3" of the RCLONE_S3_* variables to $RCLONE_CONFIG, so that `rclone ls s3:bucket` works here.
+# A store that is itself a remote of rclone has a configuration of its own, which is left alone.
 set -eu
 umask 077
+case "${BACKUP_STORE:-}" in rclone:*) exit 0 ;; esac
 
 # The value of a variable, or of the file that NAME_FILE names.
 value() { eval "printf '%s' \"\${$1:-}\"; file=\"\${$1_FILE:-}\""; [ -z "$file" ] || cat "$file"; }

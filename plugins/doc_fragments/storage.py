@@ -11,13 +11,30 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   bucket:
-    description: Name of the S3 bucket. Exactly one of O(bucket) and O(directory) is needed.
+    description: Name of the S3 bucket. Exactly one of O(bucket), O(directory) and O(rclone_remote) is needed.
     type: str
   directory:
     description:
       - Absolute path of a directory on the target host that is used instead of a bucket, such as a mounted network
         share.
-      - Exactly one of O(bucket) and O(directory) is needed.
+      - Exactly one of O(bucket), O(directory) and O(rclone_remote) is needed.
+    type: path
+  rclone_remote:
+    description:
+      - A remote of rclone and a path there, such as C(sftp:backups), for what S3 does not cover, such as SFTP, Azure
+        or Google Drive.
+      - Exactly one of O(bucket), O(directory) and O(rclone_remote) is needed.
+      - The remote is one of rclone's configuration on the target host, or of variables E(RCLONE_CONFIG_NAME_TYPE) and
+        so on in the task's environment. Its options cannot stand here, as every user of the host can read the
+        arguments of a process.
+      - It must take a stream of unknown length, and rename or copy files by itself. A remote that cannot is refused.
+    type: str
+  rclone_config:
+    description: rclone's configuration file on the target host. When not given, E(RCLONE_CONFIG) of the task's
+      environment is used, or where rclone itself looks for it.
+    type: path
+  rclone_path:
+    description: The rclone program. When not given, the one on the path is used.
     type: path
   prefix:
     description: Leading part of the keys, with or without a slash at its end. It separates those who share a bucket
@@ -103,7 +120,8 @@ options:
     type: path
   stall_timeout:
     description:
-      - How long a request to the bucket may go without a single byte in either direction, such as V(60s) or V(5m).
+      - How long a request to the bucket, or of rclone to its remote, may go without a single byte in either
+        direction, such as V(60s) or V(5m).
       - Then it is made again on a new connection. A bucket that stays silent for six times as long fails the task.
     type: str
     default: 60s
@@ -111,6 +129,7 @@ requirements:
   - boto3 for the Python of the target host, if O(bucket) is used
   - cryptography for the Python of the target host, if O(age_recipients), O(age_identity) or O(age_identity_file) is
     used
+  - rclone 1.57 or newer on the target host, if O(rclone_remote) is used
   - Python 3.9 or newer on the target host
 notes:
   - An empty string counts as an option that is not given. A task can so undo what C(module_defaults) says.

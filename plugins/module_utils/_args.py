@@ -22,6 +22,7 @@ from ._pgstream.model import (
     COMPRESSIONS,
     LEVELS,
     LIST_DETAILS,
+    RCLONE_REMOTE,
     BackupRequest,
     Filters,
     PruneRequest,
@@ -58,6 +59,9 @@ SERVER_OPTIONS: Spec = {
 STORAGE_OPTIONS: Spec = {
     "bucket": {"type": "str"},
     "directory": {"type": "path"},
+    "rclone_remote": {"type": "str"},
+    "rclone_config": {"type": "path"},
+    "rclone_path": {"type": "path"},
     "prefix": {"type": "str"},
     "endpoint_url": {"type": "str"},
     "region": {"type": "str"},
@@ -437,13 +441,20 @@ def _connect_params(given: Mapping[str, Any], faults: _Faults) -> Tuple[Tuple[st
 
 
 def _storage(params: Params, faults: _Faults) -> Storage:
-    bucket, directory = _text(params, "bucket"), _text(params, "directory")
+    bucket, directory, remote = (_text(params, option) for option in ("bucket", "directory", "rclone_remote"))
     access_key, secret_key = _text(params, "access_key"), _text(params, "secret_key")
     encryption_mode = "" if params["encryption_mode"] == "none" else params["encryption_mode"]
     endpoint_url = _text(params, "endpoint_url")
     kms_key = _text(params, "encryption_kms_key_id")
     stall_timeout = faults.seconds(params, "stall_timeout") or Storage.stall_timeout
-    faults.add_if(bool(bucket) == bool(directory), "bucket and directory: give exactly one of them")
+    places = [each for each in (bucket, directory, remote) if each]
+    faults.add_if(len(places) != 1, "bucket, directory and rclone_remote: give exactly one of them")
+    faults.add_if(
+        remote and not RCLONE_REMOTE.fullmatch(remote),  # not shown: a remote's options may be secrets
+        "rclone_remote: give remote:path, the remote's name as in rclone's configuration",
+    )
+    for option in ("rclone_config", "rclone_path"):
+        faults.add_if(_text(params, option) and not remote, "%s: goes with rclone_remote only" % option)
     faults.add_if("/" in bucket, "bucket: give the name alone, its path goes into prefix")
     rooted = os.path.isabs(directory) and directory.strip("/")
     faults.add_if(directory and not rooted, "directory: %r is not an absolute path below the root" % directory)
@@ -458,9 +469,12 @@ def _storage(params: Params, faults: _Faults) -> Storage:
     faults.add_if(customer_key and directory, "sse_customer_key: is for a bucket")
     faults.add_if(kms_key and encryption_mode != "aws:kms", "encryption_kms_key_id: needs `encryption_mode: aws:kms`")
     return Storage(
-        kind="local" if directory else "s3",
+        kind="rclone" if remote else "local" if directory else "s3",
         bucket=bucket,
         directory=directory.rstrip("/"),
+        rclone_remote=remote,
+        rclone_config=_text(params, "rclone_config"),
+        rclone_path=_text(params, "rclone_path"),
         prefix=_text(params, "prefix").strip("/"),
         endpoint_url=endpoint_url,
         region=_text(params, "region"),

@@ -218,8 +218,11 @@ def test_directory_instead_of_a_bucket():
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ({"bucket": None}, "bucket and directory: give exactly one"),
-        ({"directory": "/mnt"}, "bucket and directory: give exactly one"),
+        ({"bucket": None}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"directory": "/mnt"}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"rclone_remote": "sftp:b"}, "bucket, directory and rclone_remote: give exactly one"),
+        ({"bucket": None, "rclone_remote": ":sftp,pass=x:b"}, "rclone_remote: give remote:path"),
+        ({"rclone_config": "/c"}, "rclone_config: goes with rclone_remote only"),
         ({"bucket": None, "directory": "mnt"}, "directory: 'mnt' is not an absolute path"),
         ({"bucket": None, "directory": "/"}, "directory: '/' is not an absolute path below the root"),
         ({"bucket": "b/prefix"}, "bucket: give the name alone"),
@@ -303,7 +306,7 @@ def test_a_verification_as_it_is_asked_for():
         ({"keep_daily": -1}, "keep_daily: -1 is less than 0"),
         ({"keep_within": "a week"}, "keep_within: 'a week' is not a duration"),
         ({"min_keep": 0}, "min_keep: the newest good backup is never removed"),
-        ({"bucket": None}, "bucket and directory"),
+        ({"bucket": None}, "bucket, directory and rclone_remote"),
     ],
 )
 def test_prune_fault_names_its_option(given, sentence):

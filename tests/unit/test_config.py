@@ -251,9 +251,17 @@ def test_store_urls() -> None:
     assert store(BACKUP_STORE="file:///var/b/", BACKUP_PREFIX="p/") == Storage(
         kind="local", directory="/var/b", prefix="p"
     )
+    assert store(BACKUP_STORE="rclone:sftp:b/c", BACKUP_PREFIX="p", BACKUP_STALL_TIMEOUT="9s") == Storage(
+        kind="rclone", rclone_remote="sftp:b/c", prefix="p", stall_timeout=9
+    )
+    assert store(BACKUP_STORE="rclone:r:", RCLONE_CONFIG="/c", BACKUP_RCLONE_PATH="/bin/rclone") == Storage(
+        kind="rclone", rclone_remote="r:", rclone_config="/c", rclone_path="/bin/rclone"
+    )
 
 
-@pytest.mark.parametrize("url", ["backups", "s3://", "s3:///p", "file://b", "file:///", "http://b"])
+@pytest.mark.parametrize("url", [
+    "backups", "s3://", "s3:///p", "file://b", "file:///", "http://b", "rclone:", "rclone:b", "rclone::sftp,pass=x:b",
+])  # fmt: skip
 def test_store_urls_refused(url: str) -> None:
     assert "BACKUP_STORE" in fault({**MINIMUM, "RCLONE_S3_BUCKET": "", "BACKUP_STORE": url})
 

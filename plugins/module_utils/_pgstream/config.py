@@ -23,6 +23,7 @@ from .events import rfc3339
 from .model import (
     COMPRESSIONS,
     LEVELS,
+    RCLONE_REMOTE,
     BackupRequest,
     Filters,
     RestoreRequest,
@@ -378,8 +379,10 @@ def _place(reader: _Reader) -> Storage:
         if not directory.startswith("/") or not directory.strip("/"):
             reader.fault("%s must name an absolute directory: file:///var/backups" % label)
         return Storage(kind="local", directory=directory.rstrip("/"), prefix=prefix)
+    if url.startswith("rclone:"):
+        return _rclone(reader, url[len("rclone:") :], prefix)
     if not url.startswith("s3://"):
-        reader.fault("%s must be s3://bucket, s3://bucket/prefix or file:///directory" % label)
+        reader.fault("%s must be s3://bucket, s3://bucket/prefix, file:///directory or rclone:remote:path" % label)
         return Storage()
     bucket, _slash, path = url[len("s3://") :].partition("/")
     path = path.strip("/")
@@ -393,6 +396,27 @@ def _place(reader: _Reader) -> Storage:
     return _s3(reader, bucket, prefix)
 
 
+def _rclone(reader: _Reader, remote: str, prefix: str) -> Storage:
+    if not RCLONE_REMOTE.fullmatch(remote):  # not shown: a remote's options may be secrets
+        label = reader.label("BACKUP_STORE")
+        reader.fault("%s must be rclone:remote:path, the remote's name as in rclone's configuration" % label)
+    return Storage(
+        kind="rclone",
+        rclone_remote=remote,
+        rclone_config=reader.get("RCLONE_CONFIG"),
+        rclone_path=reader.get("BACKUP_RCLONE_PATH"),
+        prefix=prefix,
+        stall_timeout=_stall_timeout(reader),
+    )
+
+
+def _stall_timeout(reader: _Reader) -> int:
+    stall_timeout = reader.parsed("BACKUP_STALL_TIMEOUT", duration, Storage.stall_timeout)
+    if not stall_timeout:
+        reader.fault("BACKUP_STALL_TIMEOUT must be 1s or more")
+    return stall_timeout
+
+
 def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
     names = ("RCLONE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     endpoint = reader.get(*names)
@@ -400,9 +424,6 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
         name = next(name for name in names if reader.get(name))
         reader.fault("%s must be http://host[:port] or https://host[:port], without credentials" % name)
     access_key, secret_key, token = _s3_keys(reader)
-    stall_timeout = reader.parsed("BACKUP_STALL_TIMEOUT", duration, Storage.stall_timeout)
-    if not stall_timeout:
-        reader.fault("BACKUP_STALL_TIMEOUT must be 1s or more")
     return Storage(
         bucket=bucket,
         prefix=prefix,
@@ -415,7 +436,7 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
         aws_ca_bundle=reader.get("AWS_CA_BUNDLE"),
         addressing_style=reader.choice("BACKUP_S3_ADDRESSING_STYLE", ("auto", "path", "virtual"), "auto"),
         checksums=reader.choice("BACKUP_S3_CHECKSUMS", ("when_required", "when_supported"), "when_required"),
-        stall_timeout=stall_timeout,
+        stall_timeout=_stall_timeout(reader),
         **config_encryption.of_the_store(reader),  # type: ignore[arg-type]
     )
 

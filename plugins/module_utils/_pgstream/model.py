@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
@@ -15,6 +16,8 @@ ENGINE_VERSION = "0.1.0"
 COMPRESSIONS = ("gzip", "zstd", "none")
 LEVELS = ("index", "content", "restore")  # of a verification; each proves what the one before does, and more
 LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
+#: A remote that rclone's configuration names. Not `:backend,option=value:path`: arguments are for every user to read.
+RCLONE_REMOTE = re.compile(r"[\w+@.][\w+@. -]*:[^\0\n]*", re.ASCII)
 EXTENSIONS = {"gzip": ".sql.gz", "zstd": ".sql.zst", "none": ".sql"}
 ENCRYPTED = ".age"  # follows the extension of an encrypted backup
 
@@ -39,11 +42,14 @@ class Server:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where backups are kept: an S3 bucket, or a local directory."""
+    """Where backups are kept: an S3 bucket, a local directory, or a remote of rclone."""
 
-    kind: str = "s3"  # s3, local
+    kind: str = "s3"  # s3, local, rclone
     bucket: str = ""
     directory: str = ""
+    rclone_remote: str = ""  # "remote:" or "remote:path"
+    rclone_config: str = ""  # its configuration file; empty: as rclone finds it
+    rclone_path: str = ""  # the program; empty: the one on PATH
     prefix: str = ""
     endpoint_url: str = ""
     region: str = ""
@@ -64,11 +70,13 @@ class Storage:
 
     @property
     def root(self) -> str:
-        """`s3://bucket` or `file:///directory`, without the prefix."""
+        """`s3://bucket`, `file:///directory` or `rclone:remote:path`, without the prefix."""
+        if self.kind == "rclone":
+            return "rclone:" + self.rclone_remote
         return "s3://" + self.bucket if self.kind == "s3" else "file://" + self.directory
 
     def url(self, key: str) -> str:
-        return self.root + "/" + key
+        return self.root + ("" if self.root.endswith((":", ":/")) else "/") + key
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from .errors import BackupError, Cancelled, ServerError, hint_of
 
@@ -96,7 +96,7 @@ class Process:
         self.finish()
         return collected
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Union[bytes, memoryview]) -> None:
         """Feed the child. A broken pipe is reported as what the child said when it died."""
         assert self._popen.stdin is not None
         try:
@@ -111,11 +111,16 @@ class Process:
 
     def finish(self) -> None:
         """Wait for the end; raise what the child said if it did not exit 0."""
+        status = self.status()
+        if status != 0:
+            raise self._failure(status)
+
+    def status(self) -> int:
+        """Wait for the end; the exit status, or the number of the signal that killed it, negative."""
         status = self._popen.wait()
         self._join()
         self._close()
-        if status != 0:
-            raise self._failure(status)
+        return status
 
     def cause(self) -> Optional[BackupError]:
         """Wait for the end; the child's failure, None if it ended well."""
@@ -142,6 +147,16 @@ class Process:
             except (ProcessLookupError, PermissionError):
                 self._popen.kill()
         self._popen.wait()
+
+    def terminate(self, seconds: float) -> None:
+        """Ask the child to stop, its input still open, so that it can clean up after itself; killed after that time."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            try:
+                self._popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
 
     def _close(self) -> None:
         self.close_input()
@@ -273,7 +288,7 @@ def bulk_output(argv: Sequence[str]) -> List[str]:
     return [stdbuf, "-o256K"] + list(argv) if stdbuf else list(argv)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -58,7 +58,7 @@ class Upload:
 
 
 class Store:
-    """A bucket or directory. Keys are whole: the prefix is part of them."""
+    """A bucket, directory or remote. Keys are whole: the prefix is part of them."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -138,4 +138,8 @@ def _door(storage: Storage) -> Store:
         from .local import LocalStore
 
         return LocalStore(storage)
-    raise UsageError("unknown store %r: s3 or local" % storage.kind)
+    if storage.kind == "rclone":
+        from .rclone import RcloneStore
+
+        return RcloneStore(storage)
+    raise UsageError("unknown store %r: s3, local or rclone" % storage.kind)
