@@ -35,9 +35,10 @@ sys.path.insert(0, str(MODULE_UTILS))
 from tests.support import servers  # noqa: E402 (after sys.path, as all imports of tests)
 from tests.support.runs import Command, Proxy  # noqa: E402
 
-# A shell that starts something in the background has it ignore SIGINT, and so all that it starts: tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and so all that those start: tests send it.
+for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

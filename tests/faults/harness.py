@@ -119,9 +119,9 @@ def held_program(argument: str) -> Callable[[Scene], Hold]:
     return lambda scene: scene.programs.hold(argument)
 
 
-def held_store(operation: str, kind: str = "hold") -> Callable[[Scene], Hold]:
+def held_store(operation: str, kind: str = "hold", skip: int = 0) -> Callable[[Scene], Hold]:
     def hold(scene: Scene) -> Hold:
-        fault = scene.store.fault(operation, kind)
+        fault = scene.store.fault(operation, kind, skip=skip)
         return Hold(fault.reached.is_set, fault.release, operation)
 
     return hold
@@ -229,7 +229,9 @@ class Scene:
         else:
             operation, kind, *often = cell.actor.split()
             # Later: when footer, index and definitions were read.
-            self.store.fault(operation, kind, times="once" in often, skip=3 * ("later" in often))
+            # After the commit it is the second HEAD: the first asks whether the key is free.
+            skip = 3 if "later" in often else int(cell.stage == "after commit")
+            self.store.fault(operation, kind, times="once" in often, skip=skip)
             act, let_go = ACTORS["nothing"]
         self.command = start()
         if self._hold is not None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,6 +16,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 from . import archive, catalog, codec, limits, loading, schema, target
 from .backup import default_jobs
 from .clients import Clients, find_clients
+from .copying import preamble
 from .errors import BackupError, IntegrityError, TargetError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .loading import Loader, Reader
@@ -152,6 +154,8 @@ def _strategy(request: RestoreRequest, found: Target) -> str:
             hint="Restore into another database, or use strategy swap to put the restored one in its place.",
         )
     return "in_place"
+
+_TABLESPACE = re.compile(rb"(?m)^SET default_tablespace = '?[^';]")
 
 
 class _Run:
@@ -340,20 +344,33 @@ class _Run:
 
     def _tail(self, database: str, dumped: bytes, options: Sequence[str], loader: Loader) -> None:
         """Indexes, constraints, triggers, materialized views: by pg_restore in parallel, where its own settings suit
-        the server, else as one script."""
+        the server, else as one script.
+
+        pg_restore's jobs may lock each other out (one attaches an index to a partitioned one while another adds a
+        constraint), and the server ends one of them. What fell to that is made again, one after the other.
+        """
         clients, request = self.planned.clients, self.request
         if clients.major >= 17 > self._server_major():
             loader.script(self._script(dumped, "post-data", options))
             return
         file = memory_file(dumped)
         try:
-            arguments = ["--section=post-data", "--exit-on-error", "--jobs=%d" % request.jobs, *options]
+            arguments = ["--section=post-data", "--jobs=%d" % request.jobs, *options]
             arguments += ["--role=" + request.role] if request.role else []
             argv = clients.argv("pg_restore", arguments, database) + ["/dev/fd/%d" % file]
             env = clients.environment()
             env["PGOPTIONS"] = loading.load_options(self._server_major())
             fds = [file] + ([self.use_list] if self.use_list >= 0 else [])
-            self.processes.run(argv, env, "pg_restore", pass_fds=fds)
+            process = self.processes.spawn(argv, env, "pg_restore", pass_fds=fds)
+            try:
+                process.output()
+            except BackupError:
+                statements = schema.ended_by_deadlocks(process.stderr_text())
+                # In which tablespace an index goes was told to the session that is gone.
+                if not statements or _TABLESPACE.search(self._script(dumped, "post-data", options)):
+                    raise
+                self.log.info("deadlock", again=len(statements), detail="jobs of pg_restore locked each other out")
+                loader.script(preamble("UTF8") + "\n".join(statements).encode() + b"\n")
         finally:
             os.close(file)
 

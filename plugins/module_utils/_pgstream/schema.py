@@ -20,6 +20,8 @@ _PG_CLASS = 1259  # OIDs of the catalogues themselves: fixed in PostgreSQL's pg_
 _PG_ATTRDEF = 2604
 _PG_EXTENSION = 3079
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
+_FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
+_WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
 
@@ -85,6 +87,15 @@ def pg_restore_text(
     """What pg_restore writes for an archive, without a server."""
     argv = [clients.bindir + "/pg_restore", *arguments]
     return processes.run(argv, clients.environment(), "pg_restore", data=archive, pass_fds=pass_fds)
+
+
+def ended_by_deadlocks(said: str) -> List[str]:
+    """The statements that a pg_restore without --exit-on-error could not run, in the order of their failures, where a
+    deadlock was among the reasons. Empty where there was none, or where what it said may not be all."""
+    statements = _FAILED.findall(said)
+    if "deadlock detected" not in said or "\ufffd" in said or not _WHOLE.search(said):
+        return []
+    return statements if len(statements) == said.count("pg_restore: error: ") else []
 
 
 def entries(clients: Clients, processes: Processes, archive: bytes) -> List[Entry]:
