@@ -30,7 +30,7 @@ from _pgstream.errors import (
 from _pgstream.model import Storage
 from _pgstream.process import Process
 from _pgstream.store import REMOVED, Store, rclone, rclone_client, rclone_upload, retry
-from _pgstream.store.rclone import RcloneStore as open_store  # without what encrypts above it
+from _pgstream.store import _door as open_store  # without what encrypts above it
 from _pgstream.store.rclone_client import RcloneError, first_cause_in
 
 from tests.support import servers
