@@ -338,7 +338,7 @@ correlation_id:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgstream.backup.plugins.module_utils._args import INFO_SPEC, info_request
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import describe, find, latest
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import describe, resolve
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.listing import known_runs, list_backups
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.store import open_store
 from ansible_collections.pgstream.backup.plugins.module_utils._run import info_answer, require, run_module
@@ -352,7 +352,7 @@ def work(module, log):
     if not key:
         return info_answer(backups)
     store = open_store(storage)
-    found = latest(store, database) if key == "latest" else find(store, key)
+    found = resolve(store, key, database)
     return info_answer(backups, found.key, storage.url(found.key), describe(storage, found.key))
 
 

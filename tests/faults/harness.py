@@ -61,8 +61,11 @@ class Cell(NamedTuple):
 class Hold:
     """A point where the run waits until it is released."""
 
-    def __init__(self, reached: Callable[[], bool], release: Callable[[], None], what: str) -> None:
+    def __init__(
+        self, reached: Callable[[], bool], release: Callable[[], None], what: str, port: Callable[[], int] = int
+    ) -> None:
         self._reached, self.release, self._what = reached, release, what
+        self.port = port  # of a held session of PostgreSQL, from the server's side
 
     def wait(self, command: Command) -> None:
         def held() -> bool:
@@ -110,7 +113,7 @@ def held_at(pattern: bytes, after: Optional[int] = None) -> Callable[[Scene], Ho
 
     def hold(scene: Scene) -> Hold:
         gate = scene.pg_proxy.gate(pattern, after)
-        return Hold(gate.reached.is_set, gate.release, "a session that says %r" % pattern)
+        return Hold(gate.reached.is_set, gate.release, "a session that says %r" % pattern, lambda: gate.client_port)
 
     return hold
 
@@ -139,17 +142,23 @@ def _kill(program: str, number: int = 0) -> Callable[[Scene], None]:
     return act
 
 
-def _terminate(order: str) -> Callable[[Scene], None]:
-    """End a session of the run: the leader's is the oldest."""
-    sql = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '%s'"
-        " ORDER BY backend_start %s LIMIT 1" % (APPLICATION, order)
-    )
+def _terminate(which: Callable[[Scene], str]) -> Callable[[Scene], None]:
+    """End a session of the run from within the server."""
+    sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '%s' %s"
 
     def act(scene: Scene) -> None:
-        assert scene.postgres.psql(sql) == "t\n"
+        assert scene.postgres.psql(sql % (APPLICATION, which(scene))) == "t\n"
 
     return act
+
+
+def _oldest(_scene: Scene) -> str:
+    return "ORDER BY backend_start LIMIT 1"
+
+
+def _held(scene: Scene) -> str:
+    """A neighbour may have done its work already, and its end would be noticed by nobody."""
+    return "AND client_port = %d" % scene.held_port()
 
 
 def _signal(number: int) -> Callable[[Scene], None]:
@@ -177,8 +186,8 @@ ACTORS: Dict[str, tuple] = {
     "pg_dump": (_kill("pg_dump"), False),
     "pg_restore": (_kill("pg_restore"), False),
     "held pg_restore": (_kill("sh"), False),
-    "leader": (_terminate("ASC"), True),
-    "backend": (_terminate("DESC"), True),
+    "leader": (_terminate(_oldest), True),
+    "backend": (_terminate(_held), True),
     "server": (lambda scene: scene.postgres.stop(), True),
     "restart": (lambda scene: (scene.postgres.stop(), scene.postgres.start()), True),
     "store": (lambda scene: scene.s3.kill(), True),
@@ -250,6 +259,10 @@ class Scene:
     def release(self) -> None:
         if self._hold is not None:
             self._hold.release()
+
+    def held_port(self) -> int:
+        assert self._hold is not None
+        return self._hold.port()
 
     def check_end(self, cell: Cell, operation: str) -> None:
         """Exit status, message, log and ledger agree, and nothing of the run is left but what it was to make."""

@@ -258,6 +258,7 @@ class Gate:
     def __init__(self, pattern: bytes, after: Optional[int]) -> None:
         self.pattern = pattern
         self.after = after
+        self.client_port = 0  # of the held connection, as the server names it (the last, of several)
         self.reached = threading.Event()
         self.released = threading.Event()
 
@@ -382,6 +383,7 @@ class _Conversation:
 
     def _hold(self, gate: Gate, side: socket.socket) -> None:
         self._gate, self._holding = gate, side
+        gate.client_port = self._server.getsockname()[1]
         gate.reached.set()
 
     @staticmethod

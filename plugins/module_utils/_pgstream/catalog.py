@@ -160,6 +160,11 @@ def _nearest(store: Store, key: str) -> str:
     return "There are %d others, such as %s." % (len(keys), ", ".join(near))
 
 
+def resolve(store: Store, key: str, database: str, before: str = "") -> StoredObject:
+    """The object that is asked for: by its key, or by `latest` the newest backup of a database."""
+    return latest(store, database, before) if key == "latest" else find(store, key)
+
+
 def latest(store: Store, database: str, before: str = "") -> StoredObject:
     """The newest backup of a database, by the time in its key, older than `before` when that is given."""
     moment = parse_time(before) if before else None

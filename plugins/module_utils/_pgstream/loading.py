@@ -23,8 +23,9 @@ from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
+_TAIL = 4096  # bytes of a dump in which its last words are looked for
 #: pg_dump's closing comment, with nothing after it but comments, empty lines and (since August 2025) \unrestrict.
-COMPLETE = re.compile(
+_COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z"
 )
 
@@ -170,41 +171,60 @@ def run_size(index: Index, jobs: int) -> int:
     return min(LARGEST_RUN, max(SMALLEST_RUN, index.stored_bytes // (jobs * 4)))
 
 
+class PlainDump:
+    """What is looked for in a plain dump while it passes.
+
+    A dump that lacks pg_dump's closing line was cut off before it was compressed, which no codec can notice.
+    `damaged`, `cut`: hints of the two IntegrityErrors.
+    """
+
+    def __init__(self, damaged: str = "", cut: str = "") -> None:
+        self._damaged, self._cut = damaged, cut
+        self._tail = b"\n"
+
+    def feed(self, sql: bytes) -> bytes:
+        """The piece, with the end of what came before it: for what else is looked for across the two."""
+        seen = self._tail + sql
+        if b"\n" + framing.COMMENT in seen:
+            raise IntegrityError(
+                "it is a backup of this engine whose beginning and end are damaged", hint=self._damaged
+            )
+        self._tail = seen[-_TAIL:]
+        return seen
+
+    def finish(self) -> None:
+        if not _COMPLETE.search(self._tail):
+            raise IntegrityError(
+                "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
+                hint=self._cut,
+            )
+
+
 def load_foreign(
     loader: Loader, pieces: Iterator[bytes], decode: Callable[[bytes], Iterator[bytes]], finish: Callable[[], None]
 ) -> List[int]:
     """A plain dump as one serial stream; row counts of its COPYs in order.
 
-    A dump that lacks pg_dump's closing line was cut off before it was compressed, which no codec can notice. The
-    child is killed before its input is closed, so that it does not take the cut for the end.
+    Where it is cut off the child is killed before its input is closed, so that it does not take the cut for the end.
     """
     process = loader.open()
-    tail = b"\n"
+    hint = "Use another backup; what there is can be looked at with gunzip and psql."
+    dump = PlainDump(damaged=hint, cut=hint)
     for piece in pieces:
         loader.stored_bytes += len(piece)
         for sql in decode(piece):
             if not loader.raw_bytes and sql.startswith(b"PGDMP"):
                 raise UsageError("it is a custom-format archive of pg_dump", hint="Restore it with pg_restore.")
-            if b"\n" + framing.COMMENT in tail + sql:
-                raise IntegrityError(
-                    "it is a backup of this engine whose beginning and end are damaged",
-                    hint="Use another backup; what there is can be looked at with gunzip and psql.",
-                )
             # A line that begins with a backslash and a letter of \connect is never a row: COPY doubles backslashes.
-            if b"\n\\connect " in tail + sql:
+            if b"\n\\connect " in dump.feed(sql):
                 raise BackupError(
                     "the dump connects to a database of its own",
                     hint="It was made with pg_dump -C or pg_dumpall: restore it with psql by hand.",
                 )
             process.write(sql)
             loader.raw_bytes += len(sql)
-            tail = (tail + sql)[-4096:]
     finish()
-    if not COMPLETE.search(tail):
-        raise IntegrityError(
-            "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
-            hint="Use another backup; what there is can be looked at with gunzip and psql.",
-        )
+    dump.finish()
     process.close_input()
     process.finish()
     return copied_rows(process.said())

@@ -128,13 +128,10 @@ def _reach(request: RestoreRequest) -> int:
 
 
 def _resolve(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Optional[Index]]:
-    if request.key == "latest":
-        name = request.source_database or request.database
-        if not name:
-            raise UsageError("backup_key latest needs the name of a database", hint="Set login_db or source_db.")
-        item = catalog.latest(store, name, request.latest_before)
-    else:
-        item = catalog.find(store, request.key)
+    name = request.source_database or request.database
+    if request.key == "latest" and not name:
+        raise UsageError("backup_key latest needs the name of a database", hint="Set login_db or source_db.")
+    item = catalog.resolve(store, request.key, name, request.latest_before)
     with stage("reading the index"):
         return item, catalog.read_index(store, item)
 

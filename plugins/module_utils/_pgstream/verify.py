@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import List, Optional, Sequence, Tuple
 
-from . import archive, catalog, codec, framing, loading
+from . import archive, catalog, codec, loading
 from .backup import default_jobs
 from .errors import IntegrityError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
@@ -30,7 +30,6 @@ from .store import Store, StoredObject, open_store
 from .workers import check_running, run_parallel
 
 FAULTS_NAMED = 5  # damaged blocks in a message; their number is always told
-_TAIL = 4096  # bytes of a dump in which pg_dump's last words are looked for, as a restore does
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         _check_request(request)
         log.known["level"] = request.level
         store = open_store(request.storage)
-        item = _find(store, request)
+        item = catalog.resolve(store, request.key, request.source_database, request.latest_before)
     url = store.storage.url(item.key)
     log.known["key"] = item.key
     log.database = catalog.parse_key(item.key)[0] or log.database
@@ -110,12 +109,6 @@ def _check_request(request: VerifyRequest) -> None:
         raise UsageError("latest_before goes with backup_key latest, not with a key")
     if request.key == "latest" and not request.source_database:
         raise UsageError("backup_key latest needs the name of a database", hint="Set source_db or POSTGRES_DB.")
-
-
-def _find(store: Store, request: VerifyRequest) -> StoredObject:
-    if request.key == "latest":
-        return catalog.latest(store, request.source_database, request.latest_before)
-    return catalog.find(store, request.key)
 
 
 def _read_index(store: Store, item: StoredObject) -> Tuple[Optional[Index], int]:
@@ -249,22 +242,17 @@ def _foreign_contents(store: Store, item: StoredObject, log: Log) -> Proof:
     compression = codec.detect(head)
     codec.check_level(compression, None)
     decoder = codec.StreamDecoder(compression)
-    read, raw, tail = 0, 0, b"\n"
+    dump = loading.PlainDump(cut="Verify another backup, and back up again.")
+    read, raw = 0, 0
     for piece in store.stream(item.key, 0, size):
         read += len(piece)
         for sql in decoder.feed(piece):
-            if b"\n" + framing.COMMENT in tail + sql:
-                raise IntegrityError("it is a backup of this engine whose beginning and end are damaged")
+            dump.feed(sql)
             raw += len(sql)
-            tail = (tail + sql)[-_TAIL:]
         log.progress(read, size, "dump")
     decoder.finish()
     if read != size:
         raise IntegrityError("%d of its %d bytes could be read" % (read, size))
-    if not loading.COMPLETE.search(tail):
-        raise IntegrityError(
-            "the dump lacks its last line, 'PostgreSQL database dump complete': pg_dump did not finish it",
-            hint="Verify another backup, and back up again.",
-        )
+    dump.finish()
     text = "it decompresses to %d bytes and ends as pg_dump ends a dump; without an index no more can be said"
     return Proof(read, raw, message=text % raw)
