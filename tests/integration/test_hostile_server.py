@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator
 
 import pytest
 from _pgstream.clients import Clients
-from _pgstream.postgres import Session
+from _pgstream.session import Session
 
 from tests.support.compare import differences
 from tests.support.runs import Background, back_up, local_storage, restore, server_of, wait_until

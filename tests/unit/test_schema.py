@@ -12,7 +12,7 @@ import pytest
 from _pgstream import schema
 from _pgstream.errors import IntegrityError
 from _pgstream.model import Filters
-from _pgstream.postgres import literal, qualified
+from _pgstream.quoting import literal, qualified
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

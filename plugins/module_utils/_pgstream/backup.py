@@ -31,6 +31,7 @@ from .model import (
 from .patterns import matches
 from .postgres import Leader, TableFacts, TableName
 from .process import Processes
+from .quoting import literal, qualified
 from .stages import all_faults, stage
 from .store import Store, StoredObject, Upload, open_store
 from .workers import run_parallel
@@ -211,7 +212,7 @@ def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[List[Tabl
     """Lock every table that the filters do not rule out; those, and the facts of those with rows of their own."""
     locked = [each for each in postgres.user_tables(leader) if _wanted(request.filters, each)]
     with stage("locking tables"):
-        leader.lock_tables([postgres.qualified(each.schema, each.name) for each in locked], request.lock_timeout)
+        leader.lock_tables([qualified(each.schema, each.name) for each in locked], request.lock_timeout)
     return locked, postgres.table_facts(leader, [each.oid for each in locked])
 
 
@@ -381,7 +382,7 @@ class _Run:
             copier.copy_in_leader(item, statement, blocks)
             tables.append(Table(item.table, oid, name, table))
         for value in postgres.sequence_values(leader, sorted(sequences)):
-            where = postgres.literal(postgres.qualified(value.schema, value.name))
+            where = literal(qualified(value.schema, value.name))
             statement = "SELECT pg_catalog.setval(%s, %d, %s);\n" % (
                 where,
                 value.last_value,

@@ -12,7 +12,8 @@ from .clients import find_clients
 from .errors import BackupError, StorageError
 from .events import Log
 from .model import CheckResult, Finding, Server, Storage
-from .postgres import Leader, place, user_tables
+from .postgres import Leader, user_tables
+from .session import place
 from .store import open_store
 
 

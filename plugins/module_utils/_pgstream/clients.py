@@ -16,8 +16,8 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from .errors import UsageError
 from .model import Server
-from .postgres import connection_parameters
 from .process import Process, Processes, bulk_output
+from .session import connection_parameters
 
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
 _PLACES = (

@@ -13,8 +13,10 @@ from .archive import ArchiveWriter, BlockEncoder
 from .clients import Clients
 from .errors import BackupError
 from .plan import CopyItem, CopyTask
-from .postgres import Leader, literal, session_settings
+from .postgres import Leader
 from .process import Processes
+from .quoting import literal
+from .session import session_settings
 from .workers import check_running
 
 _END = b"\\.\n"  # the end of rows in a script; never a row, because COPY doubles every backslash

@@ -22,7 +22,8 @@ from . import catalog, restore
 from .errors import BackupError, IntegrityError, UsageError
 from .events import Log, new_correlation_id
 from .model import Index, RestoreRequest, RestoreResult, Server, Table, VerifyRequest
-from .postgres import Session, qualified, quote, session_settings
+from .quoting import qualified, quote
+from .session import Session, session_settings
 from .stages import stage
 from .store import StoredObject
 from .target import beside

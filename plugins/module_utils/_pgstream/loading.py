@@ -16,8 +16,9 @@ from .clients import Clients
 from .copying import END_AFTER_ROWS
 from .errors import BackupError, IntegrityError, UsageError
 from .model import Block, Index
-from .postgres import quote, unhindered
 from .process import Process, Processes
+from .quoting import quote
+from .session import unhindered
 from .store import Store
 from .workers import check_running
 

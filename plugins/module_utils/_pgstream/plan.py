@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
-from .postgres import TableFacts, qualified
+from .postgres import TableFacts
+from .quoting import qualified
 
 MIB = 1 << 20
 TASK_SIZE = 64 * MIB  # bytes on the server's disk that one psql run copies

@@ -21,8 +21,9 @@ from .errors import BackupError, IntegrityError, TargetError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .loading import Loader, Reader
 from .model import Block, Index, RestoreRequest, RestoreResult, TableResult
-from .postgres import AT_START, Session, qualified
 from .process import Processes, memory_file
+from .quoting import qualified
+from .session import AT_START, Session
 from .stages import all_faults, stage
 from .store import Store, StoredObject, open_store
 from .target import Maintenance, Target

@@ -15,7 +15,8 @@ from typing import Callable, Iterator, List, Set, Tuple, TypeVar
 from .errors import BackupError, LockedError, ServerError
 from .events import Log
 from .model import DatabaseInfo, Server
-from .postgres import Session, literal, quote
+from .quoting import literal, quote
+from .session import Session
 
 AFTER_LOSS = 10.0  # seconds for which a server that went away is waited for, to clean up
 NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1

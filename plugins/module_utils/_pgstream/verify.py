@@ -23,7 +23,7 @@ from .backup import default_jobs
 from .errors import IntegrityError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import LEVELS, Block, Index, VerifyRequest, VerifyResult
-from .postgres import qualified
+from .quoting import qualified
 from .rowcount import RowCounter
 from .stages import stage
 from .store import Store, StoredObject, open_store
