@@ -270,10 +270,14 @@ def test_a_memory_file_where_there_is_no_memfd(processes: Processes, monkeypatch
         os.close(descriptor)
 
 
-def test_bulk_output_is_the_same_command(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.run(process.bulk_output(["echo", "a b"]), ENV, "echo") == b"a b\n"
+@pytest.mark.parametrize("fed", [False, True])
+def test_a_large_buffer_leaves_the_command_the_same(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, fed: bool
+) -> None:
+    argv = process.with_large_buffer(["cat"] if fed else ["echo", "a b"], fed)
+    assert len(argv) > 2 and processes.run(argv, ENV, "child", data=b"a b\n" if fed else None) == b"a b\n"
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert process.bulk_output(["psql", "-X"]) == ["psql", "-X"]
+    assert process.with_large_buffer(["psql", "-X"], fed) == ["psql", "-X"]
 
 
 @pytest.mark.parametrize("text,cause", [

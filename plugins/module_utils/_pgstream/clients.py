@@ -16,7 +16,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from .errors import UsageError
 from .model import Server
-from .process import Process, Processes, bulk_output
+from .process import Process, Processes, with_large_buffer
 from .session import connection_parameters
 
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
@@ -80,7 +80,6 @@ class Clients:
         encoding: str,
         name: str = "psql",
         script: Optional[bytes] = None,
-        bulk: bool = False,
         quiet: bool = True,
         options: str = "",
     ) -> Process:
@@ -90,7 +89,8 @@ class Clients:
         env = self.environment(encoding)
         if options:
             env["PGOPTIONS"] = options
-        return processes.spawn(bulk_output(argv) if bulk else argv, env, name, data=script, feed=script is None)
+        fed = script is None
+        return processes.spawn(with_large_buffer(argv, fed), env, name, data=script, feed=fed)
 
 
 def find_clients(server: Server, minimum: int, what: str = "the server") -> Clients:

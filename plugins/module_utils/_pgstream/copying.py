@@ -150,9 +150,7 @@ class DataCopier:
     def copy(self, task: CopyTask) -> None:
         """One task through a psql of its own. Its exit status, not the end of its output, says that it is whole."""
         script = self._script(task)
-        process = self._clients.psql(
-            self._processes, self._database, self._leader.encoding, "psql", script=script, bulk=True
-        )
+        process = self._clients.psql(self._processes, self._database, self._leader.encoding, script=script)
         blocks = self._new_blocks()
         try:
             receive(task.items, process.chunks(), blocks)
