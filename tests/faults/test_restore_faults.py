@@ -23,7 +23,7 @@ STAGES = {
     "data": held_at(b'COPY "public"."big"', after=0),
     "rest": held_at(b"pg_catalog.setval"),
     "indexes": held_at(b"ADD CONSTRAINT small_pkey"),
-    "analyze": held_at(b"ANALYZE\0"),
+    "analyze": held_at(b"ANALYZE "),
     "rename": held_at(b"RENAME TO"),
     "renamed": held_at(b"COMMIT\0", after=0),  # of the swap: psql ends its own with a semicolon
 }

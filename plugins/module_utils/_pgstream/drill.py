@@ -13,7 +13,6 @@ written to since the snapshot, so any difference counts: it is for databases tha
 
 from __future__ import annotations
 
-import queue
 import re
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -23,12 +22,11 @@ from .errors import BackupError, IntegrityError, UsageError
 from .events import Log, new_correlation_id
 from .model import Index, RestoreRequest, RestoreResult, Server, Table, VerifyRequest
 from .quoting import qualified, quote
-from .session import Session, session_settings
+from .session import Session, session_settings, share_out
 from .stages import stage
 from .store import StoredObject
 from .target import beside
 from .verify import Proof
-from .workers import run_parallel
 
 _ID_LENGTH = 8  # hexadecimal digits
 _NAME_LENGTH = 22  # bytes of the name kept, so that the restore's own suffix fits behind the drill's
@@ -240,32 +238,20 @@ def _fingerprints(server: Server, database: str, tables: Sequence[Table], hashed
     """By table number: rows, and where `hashed` the sum of the hashes of each row's text, which no order changes."""
     total = "COALESCE(sum(pg_catalog.hashtextextended((t.*)::text, 0)::numeric), 0)::text" if hashed else "'0'"
     found: Dict[int, Print] = {}
-    sessions: List[Session] = []
-    idle: "queue.SimpleQueue[Session]" = queue.SimpleQueue()
 
-    def work(table: Table) -> None:
-        session = idle.get()
+    def connect() -> Session:
+        session = Session(server, database, autocommit=False)
+        session.execute("SET TRANSACTION READ ONLY")
+        for setting in (*session_settings(session.major), "SET LOCAL TimeZone = 'UTC'"):
+            session.execute(setting)
+        return session
+
+    def work(session: Session, table: Table) -> None:
         name = qualified(table.schema, table.name)
         ((rows, value),) = session.rows("SELECT count(*), %s FROM ONLY %s AS t" % (total, name))
         found[table.number] = int(rows), int(value)
-        idle.put(session)
 
-    def stop() -> None:
-        for session in sessions:
-            session.cancel()
-
-    try:
-        for _number in range(min(jobs, len(tables))):
-            session = Session(server, database, autocommit=False)
-            sessions.append(session)
-            session.execute("SET TRANSACTION READ ONLY")
-            for setting in (*session_settings(session.major), "SET LOCAL TimeZone = 'UTC'"):
-                session.execute(setting)
-            idle.put(session)
-        run_parallel(tables, work, max(1, len(sessions)), stop)
-    finally:
-        for session in sessions:
-            session.close()
+    share_out(tables, jobs, connect, work)
     return found
 
 

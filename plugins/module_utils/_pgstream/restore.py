@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import archive, catalog, codec, limits, loading, schema, target
+from .analyze import analyze
 from .backup import default_jobs
 from .clients import Clients, find_clients
 from .copying import preamble
@@ -282,9 +283,7 @@ class _Run:
             rows = self._count(loader, index, chosen)
         with stage("indexes and constraints"):
             self._tail(database, dumped, options, loader)
-        if request.analyze:
-            with stage("analyze"), Session(request.server, database) as session:
-                session.execute("ANALYZE")
+        self._analyze(database)
         return loader, rows
 
     def _sql(self, index: Index, blocks: Sequence[Block]) -> bytes:
@@ -411,10 +410,13 @@ class _Run:
             pieces = self._counted(store.stream(item.key, 0, size), size)
             counts = loading.load_foreign(loader, pieces, decoder.feed, decoder.finish)
         self.foreign_rows = sum(counts)
-        if self.request.analyze:
-            with stage("analyze"), Session(self.request.server, database) as session:
-                session.execute("ANALYZE")
+        self._analyze(database)
         return loader, ()
+
+    def _analyze(self, database: str) -> None:
+        if self.request.analyze:
+            with stage("analyze"):
+                analyze(self.request.server, database, self.request.jobs)
 
     def _counted(self, pieces: Iterator[bytes], total: int) -> Iterator[bytes]:
         for piece in pieces:

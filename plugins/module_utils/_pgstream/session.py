@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from .errors import BackupError, ServerError, UsageError, hint_of
 from .model import Server
+from .workers import run_parallel
 
 try:
     import psycopg2
@@ -48,6 +49,7 @@ _TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_t
 
 Own = TypeVar("Own", bound="Session")
 Result = TypeVar("Result")
+Task = TypeVar("Task")
 
 
 def unhindered(major: int) -> Dict[str, str]:
@@ -213,18 +215,22 @@ class Session:
         try:
             done.wait()
         except BaseException:
-            self._stop(done)
+            self.stop(done)
             raise
         if failures:
             raise failures[0]
         return results[0]
 
-    def _stop(self, done: threading.Event) -> None:
-        """Cancel the statement; where the server does not hear of it, end the connection under it."""
+    def stop(self, done: threading.Event) -> None:
+        """Cancel the statement that another thread is at, and wait for it to be `done`; where the server does not hear
+        of it, end the connection under it."""
         threading.Thread(target=self.cancel, name="cancel", daemon=True).start()
         if not done.wait(CANCEL_PATIENCE):
-            with socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
+            try:
+                with socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
+            except (psycopg2.Error, OSError):
+                return  # it was closed just now
             done.wait(CANCEL_PATIENCE)
 
     def copy_to(self, sql: str, sink: Any) -> int:
@@ -266,6 +272,35 @@ class Session:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def share_out(
+    tasks: Sequence[Task], jobs: int, connect: Callable[[], Session], work: Callable[[Session, Task], None]
+) -> None:
+    """Call `work` on every task in order of start, in as many sessions as there are jobs, each at one task at a time.
+    The first failure cancels what the others are at."""
+    sessions: List[Session] = []
+    idle: "queue.SimpleQueue[Session]" = queue.SimpleQueue()
+    ended = threading.Event()
+
+    def one(task: Task) -> None:
+        session = idle.get()
+        work(session, task)
+        idle.put(session)
+
+    def stop() -> None:
+        for session in sessions:
+            threading.Thread(target=session.stop, args=(ended,), name="stop", daemon=True).start()
+
+    try:
+        for _number in range(min(jobs, len(tasks))):
+            sessions.append(connect())
+            idle.put(sessions[-1])
+        run_parallel(tasks, one, len(sessions), stop)
+    finally:
+        ended.set()
+        for session in sessions:
+            session.close()
 
 
 def _worth_waiting(said: str, patience: float) -> float:
