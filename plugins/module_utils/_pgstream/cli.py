@@ -115,7 +115,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises UsageError. Flags that stand for a variable are found under its name, None where absent."""
     for argument in arguments:
         name = argument.partition("=")[0]
-        if _SECRET_FLAG.fullmatch(name) and argument != "--globals-passwords":  # before argparse, whose message would show the value
+        # Before argparse, whose message would show the value. The exception takes none.
+        if _SECRET_FLAG.fullmatch(name) and argument != "--globals-passwords":
             raise UsageError(
                 "no flag takes a secret (%s): every user of the machine can read a process's arguments" % name,
                 hint="Use the environment, such as POSTGRES_PASSWORD_FILE.",

@@ -11,64 +11,25 @@ the run as a whole has failed. The globals come last: whoever owns something in 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable, List, Sequence
 
 from . import backup, globals_backup
+from .cluster_model import FAILED, OK, ClusterRequest, ClusterResult, Part, part
 from .errors import BackupError, LockedError, PartialError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
-from .model import BackupRequest, BackupResult, Server
-from .patterns import database_matches, is_wildcard
+from .model import BackupResult, Server
+from .patterns import ALL, choose, is_wildcard
 from .postgres import AT_START, Session
 from .stages import stage
 
-ALL = "all"  # every database that takes connections and is no template
-OK, FAILED = "ok", "failed"
 GLOBALS = "the globals"  # how they are called where a database would be named
 #: As pg_dumpall has it; -2: what DROP DATABASE left when it was interrupted, since August 2023.
 _QUERY = (
     "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2"
     " ORDER BY datname"
 )
-
-
-@dataclass(frozen=True)
-class ClusterRequest:
-    """`backup`: what is alike for each, and where `databases` is empty the one database, if any."""
-
-    backup: BackupRequest
-    databases: Tuple[str, ...] = ()  # names, patterns, or ALL
-    exclude: Tuple[str, ...] = ()
-    globals: bool = False
-    globals_passwords: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """What became of one database, or of the globals, whose `database` is empty."""
-
-    database: str
-    globals: bool
-    status: str  # ok, failed
-    changed: bool = False
-    key: str = ""
-    url: str = ""
-    raw_bytes: int = 0
-    stored_bytes: int = 0
-    rows: int = 0
-    tables: int = 0
-    seconds: float = 0.0
-    message: str = ""
-    error: str = ""  # why it failed
-    exit_code: int = 0
-
-
-@dataclass(frozen=True)
-class ClusterResult(BackupResult):
-    """Sums of all; `database`, `key` and what else is of one object alone are empty."""
-
-    backups: Tuple[Part, ...] = ()
 
 
 #: What is done around the backup of a database (empty: of the globals), such as to note it and tell of it.
@@ -141,24 +102,6 @@ def back_up_cluster(
     return result
 
 
-def part(result: BackupResult) -> Part:
-    """Of a run that did not fail."""
-    return Part(
-        database=result.database,
-        globals=not result.database,
-        status=OK,
-        changed=result.changed,
-        key=result.key,
-        url=result.url,
-        raw_bytes=result.raw_bytes,
-        stored_bytes=result.stored_bytes,
-        rows=result.rows,
-        tables=result.tables,
-        seconds=result.seconds,
-        message=result.message,
-    )
-
-
 def _failed(name: str, error: BackupError, sentence: str, seconds: float) -> Part:
     return Part(
         database=name,
@@ -206,23 +149,3 @@ def select(server: Server, wanted: Sequence[str], excluded: Sequence[str], log: 
     for pattern in idle:
         log.warning("no_database_matches", pattern=pattern)
     return names
-
-
-def choose(existing: Sequence[str], wanted: Sequence[str], excluded: Sequence[str] = ()) -> Tuple[List[str], List[str]]:
-    """The databases that are meant, in the order of `wanted`, each once; and the patterns that meant none.
-
-    An exact name is meant whether or not it is among the `existing` ones: the backup itself says why it cannot be made.
-    """
-    names: List[str] = []
-    idle: List[str] = []
-    for pattern in wanted:
-        if pattern == ALL:
-            found = list(existing)
-        elif is_wildcard(pattern):
-            found = [name for name in existing if database_matches([pattern], name)]
-        else:
-            found = [pattern]
-        if not found:
-            idle.append(pattern)
-        names += [name for name in found if not database_matches(excluded, name)]
-    return list(dict.fromkeys(names)), idle

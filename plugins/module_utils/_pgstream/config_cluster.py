@@ -13,7 +13,7 @@ from typing import Mapping, Tuple
 from . import config
 from .config import _Reader
 from .model import BackupRequest, Filters
-from .patterns import is_wildcard
+from .patterns import ALL, is_wildcard
 
 _TRUE = ("true", "yes", "1", "on")
 _WORD = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\s,"]+))(?=[\s,]|\Z)[\s,]*')
@@ -36,7 +36,7 @@ class Wanted:
     @property
     def fixed(self) -> bool:
         """Whether the names are known without asking a server."""
-        return not any(name == "all" or is_wildcard(name) for name in self.databases)
+        return not any(name == ALL or is_wildcard(name) for name in self.databases)
 
 
 def names(text: str) -> Tuple[str, ...]:
@@ -57,9 +57,17 @@ def wanted(reader: _Reader) -> Wanted:
     BACKUP_GLOBALS_PASSWORDS."""
     databases = _names(reader, "BACKUP_DATABASES")
     if not databases and _flag(reader, "BACKUP_ALL_DATABASES"):
-        databases = ("all",)
+        databases = (ALL,)
     exclude = _names(reader, "BACKUP_EXCLUDE_DATABASES")
     return Wanted(databases, exclude, _flag(reader, "BACKUP_GLOBALS"), _flag(reader, "BACKUP_GLOBALS_PASSWORDS"))
+
+
+def of_job(environ: Mapping[str, str]) -> Wanted:
+    """What a scheduled job is for; no databases: for that of POSTGRES_DB. UsageError when it cannot be read."""
+    reader = _Reader(environ, {})
+    found = wanted(reader)
+    reader.finish()
+    return found
 
 
 def is_several(environ: Mapping[str, str], flags: Mapping[str, str]) -> bool:

@@ -11,15 +11,15 @@ work (exit code 8) is no news of either kind. What is known comes from the run l
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import List, Mapping, Optional, Sequence, Tuple
 
-from . import config, schedule
+from . import config, config_cluster, schedule
 from .errors import BackupError, LockedError, UsageError
 from .ledger import FAILURE, RUNNING, SUCCESS, Ledger, Run, View
+from .patterns import choose
 
 OK, STARTING, FAILING = "ok", "starting", "failing"
 DEFAULT_GRACE = "1h"
@@ -67,7 +67,8 @@ def policy(environ: Mapping[str, str]) -> Policy:
     """What the variables say that also govern the schedule. UsageError names every fault.
 
     BACKUP_SCHEDULE, BACKUP_MAX_AGE and BACKUP_GRACE, to which the longest BACKUP_START_DELAY is added; and which
-    databases: BACKUP_DATABASES, with BACKUP_ALL_DATABASES those seen of late, else POSTGRES_DB.
+    databases: BACKUP_DATABASES, where these are patterns or with BACKUP_ALL_DATABASES those seen of late, else
+    POSTGRES_DB.
     """
     faults: List[str] = []
 
@@ -83,10 +84,15 @@ def policy(environ: Mapping[str, str]) -> Policy:
         when = schedule.parse(environ["BACKUP_SCHEDULE"]) if environ.get("BACKUP_SCHEDULE") else None
     except ValueError as error:
         faults.append("BACKUP_SCHEDULE: %s" % error)
-    names = tuple(word for word in re.split(r"[\s,]+", environ.get("BACKUP_DATABASES", "")) if word)
-    everything = environ.get("BACKUP_ALL_DATABASES", "").lower() in ("true", "yes", "1", "on")
-    if not names and not everything and environ.get("POSTGRES_DB"):
-        names = (environ["POSTGRES_DB"],)
+    names: Tuple[str, ...] = ()
+    try:
+        wanted = config_cluster.of_job(environ)
+        if wanted.databases and wanted.fixed:
+            names = tuple(choose((), wanted.databases, wanted.exclude)[0])
+        elif not wanted.databases and environ.get("POSTGRES_DB"):
+            names = (environ["POSTGRES_DB"],)
+    except UsageError as error:
+        faults.append(error.message)
     grace = seconds("BACKUP_GRACE", DEFAULT_GRACE) + seconds("BACKUP_START_DELAY")
     found = Policy(when, seconds("BACKUP_MAX_AGE"), grace, names)
     if faults:

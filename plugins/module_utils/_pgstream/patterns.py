@@ -12,6 +12,7 @@ from typing import List, Sequence, Tuple
 
 from .errors import UsageError
 
+ALL = "all"  # in place of a database's name: every one that takes connections and is no template
 _SPECIAL = set("|*+?()[]{}.^$\\")
 
 
@@ -80,3 +81,23 @@ def database_matches(patterns: Sequence[str], name: str) -> bool:
         if re.fullmatch(regex, name, re.DOTALL):
             return True
     return False
+
+
+def choose(existing: Sequence[str], wanted: Sequence[str], excluded: Sequence[str] = ()) -> Tuple[List[str], List[str]]:
+    """The databases that are meant, in the order of `wanted`, each once; and the patterns that meant none.
+
+    An exact name is meant whether or not it is among the `existing` ones: the backup itself says why it cannot be made.
+    """
+    names: List[str] = []
+    idle: List[str] = []
+    for pattern in wanted:
+        if pattern == ALL:
+            found = list(existing)
+        elif is_wildcard(pattern):
+            found = [name for name in existing if database_matches([pattern], name)]
+        else:
+            found = [pattern]
+        if not found:
+            idle.append(pattern)
+        names += [name for name in found if not database_matches(excluded, name)]
+    return list(dict.fromkeys(names)), idle
