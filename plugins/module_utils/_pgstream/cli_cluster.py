@@ -49,7 +49,7 @@ class _Listed(argparse.Action):
 
 def is_several(options: argparse.Namespace, environ: Texts, flags: Texts) -> bool:
     """Whether this run is one of several backups, each of which is noted for itself."""
-    return options.verb == "backup" and (options.globals_only or config_cluster.is_several(environ, flags))
+    return options.verb == "backup" and config_cluster.is_several(environ, flags, options.globals_only)
 
 
 def back_up(

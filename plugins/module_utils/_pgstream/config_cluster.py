@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Mapping, Tuple
 
 from . import config
@@ -52,14 +52,22 @@ def names(text: str) -> Tuple[str, ...]:
     return tuple(found)
 
 
-def wanted(reader: _Reader) -> Wanted:
+def wanted(reader: _Reader, only_globals: bool = False) -> Wanted:
     """BACKUP_DATABASES, else with BACKUP_ALL_DATABASES all; BACKUP_EXCLUDE_DATABASES; BACKUP_GLOBALS and
-    BACKUP_GLOBALS_PASSWORDS."""
+    BACKUP_GLOBALS_PASSWORDS. A flag that means nothing alone is a fault; a variable may be meant for other runs."""
     databases = _names(reader, "BACKUP_DATABASES")
     if not databases and _flag(reader, "BACKUP_ALL_DATABASES"):
         databases = (ALL,)
     exclude = _names(reader, "BACKUP_EXCLUDE_DATABASES")
-    return Wanted(databases, exclude, _flag(reader, "BACKUP_GLOBALS"), _flag(reader, "BACKUP_GLOBALS_PASSWORDS"))
+    with_globals = only_globals or _flag(reader, "BACKUP_GLOBALS")
+    for name, needs, there in (
+        ("BACKUP_EXCLUDE_DATABASES", "--databases", databases and not only_globals),
+        ("BACKUP_GLOBALS_PASSWORDS", "--globals", with_globals),
+    ):
+        if name in reader.flags and not there:
+            reader.fault("%s goes with %s" % (reader.label(name), needs))
+    passwords = with_globals and _flag(reader, "BACKUP_GLOBALS_PASSWORDS")
+    return Wanted(() if only_globals else databases, () if only_globals else exclude, with_globals, passwords)
 
 
 def of_job(environ: Mapping[str, str]) -> Wanted:
@@ -70,10 +78,10 @@ def of_job(environ: Mapping[str, str]) -> Wanted:
     return found
 
 
-def is_several(environ: Mapping[str, str], flags: Mapping[str, str]) -> bool:
+def is_several(environ: Mapping[str, str], flags: Mapping[str, str], only_globals: bool) -> bool:
     """Whether a backup is one of several, or meant to be and not understood."""
     reader = _Reader(environ, flags)
-    return wanted(reader).several or bool(reader.faults)
+    return wanted(reader, only_globals).several or bool(reader.faults)
 
 
 def cluster_parts(
@@ -87,15 +95,11 @@ def cluster_parts(
     """What is alike for each, and what is meant; the one database of POSTGRES_DB where no others are named. UsageError
     with every fault."""
     reader = _Reader(environ, flags)
-    found = wanted(reader)
-    if only_globals:
-        found = replace(found, databases=(), exclude=(), globals=True)
+    found = wanted(reader, only_globals)
     one = "" if found.databases or only_globals else reader.get("POSTGRES_DB")
     request = config.read_backup(reader, one, filters, overwrite, correlation_id)
     if request.key and not one:
         reader.fault("%s goes with one database" % reader.label("BACKUP_KEY"))
-    if found.globals_passwords and not found.globals:
-        reader.fault("%s goes with BACKUP_GLOBALS" % reader.label("BACKUP_GLOBALS_PASSWORDS"))
     reader.finish()
     return request, found
 

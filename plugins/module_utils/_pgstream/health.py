@@ -21,6 +21,7 @@ from .errors import BackupError, LockedError, UsageError
 from .ledger import FAILURE, RUNNING, SUCCESS, Ledger, Run, View
 from .patterns import choose
 
+GLOBALS = "(globals)"  # where a database would be named
 OK, STARTING, FAILING = "ok", "starting", "failing"
 DEFAULT_GRACE = "1h"
 _FACT = "schedule"  # since when this schedule is in force: what was due earlier was not ours to run
@@ -35,6 +36,7 @@ class Policy:
     max_age: int = 0  # 0: any
     grace: int = 3600
     databases: Tuple[str, ...] = ()  # empty: those seen of late
+    globals: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def policy(environ: Mapping[str, str]) -> Policy:
     POSTGRES_DB.
     """
     faults: List[str] = []
+    with_globals = False
 
     def seconds(name: str, default: str = "0s") -> int:
         try:
@@ -87,6 +90,7 @@ def policy(environ: Mapping[str, str]) -> Policy:
     names: Tuple[str, ...] = ()
     try:
         wanted = config_cluster.of_job(environ)
+        with_globals = wanted.globals
         if wanted.databases and wanted.fixed:
             names = tuple(choose((), wanted.databases, wanted.exclude)[0])
         elif not wanted.databases and environ.get("POSTGRES_DB"):
@@ -94,7 +98,7 @@ def policy(environ: Mapping[str, str]) -> Policy:
     except UsageError as error:
         faults.append(error.message)
     grace = seconds("BACKUP_GRACE", DEFAULT_GRACE) + seconds("BACKUP_START_DELAY")
-    found = Policy(when, seconds("BACKUP_MAX_AGE"), grace, names)
+    found = Policy(when, seconds("BACKUP_MAX_AGE"), grace, names, with_globals)
     if faults:
         raise UsageError("; ".join(faults), stage="configuration")
     return found
@@ -127,6 +131,8 @@ def judge(view: View, wanted: Policy, now: float) -> Health:
     names = wanted.databases or _of_late(view, wanted, now)
     groups = view.groups()
     verdicts = tuple(_verdict(name, groups.get(("backup", name), []), wanted, due, since, now) for name in names)
+    if wanted.globals:
+        verdicts += (_verdict(GLOBALS, groups.get(("globals", ""), []), wanted, due, since, now),)
     failing = [verdict for verdict in verdicts if verdict.state == FAILING]
     good = [verdict for verdict in verdicts if verdict.state == OK]
     if failing:
@@ -137,7 +143,8 @@ def judge(view: View, wanted: Policy, now: float) -> Health:
         state, message = STARTING, "No backup has been due yet."
     else:
         state = OK
-        message = good[0].message if len(names) == 1 else "The backups of %d databases are in order." % len(good)
+        count = sum(verdict.database != GLOBALS for verdict in good)
+        message = good[0].message if len(names) == 1 else "The backups of %d databases are in order." % count
     timed = bool(wanted.schedule or wanted.max_age)
     return Health(state != FAILING, state, message, _text(due), _text(following), timed, verdicts)
 
