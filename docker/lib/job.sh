@@ -5,7 +5,7 @@
 #
 # job.sh VERB [FLAG ...]: one scheduled run of the engine, for each database in turn: an optional random delay, the
 # runs, the exit status of each as a line. That of the first run that failed is the job's own. A good backup is followed
-# by a run of `prune` if there is a retention policy.
+# by a run of `prune` if there is a retention policy. With BACKUP_GLOBALS the same follows of roles and tablespaces.
 # While it runs, a file named after its process id stands in jobs/, for whoever wants to stop it.
 set -u
 . /opt/pgbackup/bin/log.sh
@@ -84,6 +84,11 @@ names=$(cat "$mark")
 IFS='
 '
 set -f
+case $(printf %s "${BACKUP_GLOBALS:-}" | tr '[:upper:]' '[:lower:]') in
+    true | yes | 1 | on) globals=yes ;;
+    *) globals='' ;;
+esac
+unset BACKUP_DATABASES BACKUP_ALL_DATABASES BACKUP_EXCLUDE_DATABASES BACKUP_GLOBALS # each run below is for one of them
 for POSTGRES_DB in ${names:-""}; do # no name at all is for the engine to name among what is missing
     export POSTGRES_DB
     run "$@"
@@ -91,4 +96,13 @@ for POSTGRES_DB in ${names:-""}; do # no name at all is for the engine to name a
     if [ "$1" = backup ] && [ "$status" = 0 ] && [ -n "$policy" ]; then run prune; fi
     [ -z "$stopped" ] || break
 done
+if [ -n "$globals" ] && [ -z "$stopped" ]; then
+    export POSTGRES_DB=
+    if [ "$1" = backup ]; then
+        run "$@" --globals-only
+        if [ "$status" = 0 ] && [ -n "$policy" ] && [ -z "$stopped" ]; then run prune --globals; fi
+    elif [ "$1" = verify ]; then
+        run "$@" --globals --level content # no server to restore them on
+    fi
+fi
 exit "$worst"

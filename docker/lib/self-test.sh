@@ -8,7 +8,7 @@ set -eu
 as_user() { setpriv --reuid pgbackup --regid pgbackup --init-groups "$@"; }
 
 for bindir in /usr/lib/postgresql/*/bin; do
-    for program in pg_dump psql pg_restore pg_isready; do as_user "$bindir/$program" --version; done
+    for program in pg_dump pg_dumpall psql pg_restore pg_isready; do as_user "$bindir/$program" --version; done
 done
 as_user rclone version
 as_user pgbackup --version

@@ -15,7 +15,9 @@ options:
       - URL of a monitor that waits for a sign of life, such as a check of healthchecks.io. It gets a POST at the end of
         a good run, at the URL with C(/fail) added after a failed one, and with C(/start) added at the beginning.
       - C({database}), C({operation}) and C({exit_code}) in it are replaced. With the last one nothing is added to it.
-        A monitor sees one run after the other, so several databases need checks of their own, C({database}) in the URL.
+        A monitor sees one run after the other, so tasks for one database each need checks of their own, C({database})
+        in the URL. A task for several databases tells once how all went, or with C({database}) of each, the globals
+        as C(globals).
       - It is a secret, as whoever knows it can use it. A monitor that cannot be reached is a warning and no failure,
         and the end of a run waits 7 seconds for it at the most. The same is true of O(webhook_url).
     type: str

@@ -14,7 +14,8 @@ import os
 import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from ._pgstream import age_keys, notify
+from ._pgstream import age_keys, catalog, notify
+from ._pgstream.cluster_model import ClusterRequest
 from ._pgstream.codec import check_level
 from ._pgstream.config import duration, moment
 from ._pgstream.errors import UsageError
@@ -91,7 +92,11 @@ STORAGE_OPTIONS: Spec = {
 }
 
 BACKUP_OPTIONS: Spec = {
-    "login_db": {"type": "str", "required": True},
+    "login_db": {"type": "str"},
+    "databases": {"type": "list", "elements": "str", "default": []},
+    "exclude_databases": {"type": "list", "elements": "str", "default": []},
+    "globals": {"type": "bool", "default": ClusterRequest.globals},
+    "globals_passwords": {"type": "bool", "default": ClusterRequest.globals_passwords, "no_log": False},  # yes or no
     "backup_key": {"type": "str", "no_log": False},  # an object's name
     "overwrite": {"type": "str", "default": BackupRequest.overwrite, "choices": ["never", "always"]},
     "fresh_within": {"type": "str"},
@@ -111,6 +116,7 @@ BACKUP_OPTIONS: Spec = {
 RESTORE_OPTIONS: Spec = {
     "backup_key": {"type": "str", "required": True, "no_log": False},
     "latest_before": {"type": "str"},
+    "globals": {"type": "bool", "default": RestoreRequest.globals},
     "source_db": {"type": "str"},
     "login_db": {"type": "str"},
     "create": {"type": "bool", "default": RestoreRequest.create},
@@ -141,6 +147,7 @@ RETENTION_OPTIONS: Spec = {
 VERIFY_OPTIONS: Spec = {
     "backup_key": {"type": "str", "required": True, "no_log": False},
     "latest_before": {"type": "str"},
+    "globals": {"type": "bool", "default": VerifyRequest.globals},
     "source_db": {"type": "str"},
     "level": {"type": "str", "default": VerifyRequest.level, "choices": list(LEVELS)},
     "compare_source": {"type": "bool", "default": VerifyRequest.compare_source},
@@ -160,7 +167,8 @@ INFO_OPTIONS: Spec = {
 }
 
 PRUNE_OPTIONS: Spec = {
-    "login_db": {"type": "str", "required": True},
+    "login_db": {"type": "str"},
+    "globals": {"type": "bool", "default": PruneRequest.globals},
     "correlation_id": {"type": "str"},
 }
 
@@ -273,10 +281,32 @@ class _Faults:
             raise UsageError("; ".join(self.found), stage="configuration")
 
 
-def backup_request(params: Params) -> BackupRequest:
-    """The backup a task asks for. Raises UsageError with every fault in its options."""
+def backup_request(params: Params) -> ClusterRequest:
+    """The backups a task asks for: of one database, of several, of the globals. Raises UsageError with every fault in
+    its options."""
     faults = _Faults()
-    request = BackupRequest(
+    one = _one_backup(params, faults)
+    request = ClusterRequest(
+        one,
+        _names(params, "databases"),
+        _names(params, "exclude_databases"),
+        params["globals"],
+        params["globals_passwords"],
+    )
+    several = request.databases
+    faults.add_if(one.database and several, "login_db and databases: give one of them")
+    named = one.database or several or request.globals
+    faults.add_if(not named, "login_db: the database to back up is not named, nor are several by databases")
+    faults.add_if(request.exclude and not several, "exclude_databases: goes with databases")
+    faults.add_if(request.globals_passwords and not request.globals, "globals_passwords: goes with `globals: true`")
+    faults.add_if(one.key == "latest", "backup_key: `latest` names a backup to restore, not one to write")
+    faults.add_if(one.key and not one.database, "backup_key: goes with one database, in login_db")
+    faults.raise_any()
+    return request
+
+
+def _one_backup(params: Params, faults: _Faults) -> BackupRequest:
+    return BackupRequest(
         server=_server(params, faults),
         database=_text(params, "login_db"),
         storage=_storage(params, faults),
@@ -297,10 +327,6 @@ def backup_request(params: Params) -> BackupRequest:
         timeout=faults.seconds(params, "timeout"),
         correlation_id=_text(params, "correlation_id"),
     )
-    faults.add_if(not request.database, "login_db: the database to back up is not named")
-    faults.add_if(request.key == "latest", "backup_key: `latest` names a backup to restore, not one to write")
-    faults.raise_any()
-    return request
 
 
 def restore_request(params: Params) -> RestoreRequest:
@@ -313,6 +339,7 @@ def restore_request(params: Params) -> RestoreRequest:
         database=_text(params, "login_db"),
         source_database=_text(params, "source_db"),
         latest_before=faults.moment(params, "latest_before"),
+        globals=params["globals"],
         create=params["create"],
         strategy=params["strategy"],
         keep_old=params["keep_old"],
@@ -327,8 +354,13 @@ def restore_request(params: Params) -> RestoreRequest:
         correlation_id=_text(params, "correlation_id"),
     )
     faults.add_if(not request.key, "backup_key: name the backup to restore, or say `latest`")
+    of_globals = request.globals or catalog.is_globals(request.key)
+    if of_globals:
+        for option in ("login_db", "source_db", "schemas", "tables", "create"):
+            faults.add_if(params.get(option), "%s: goes with a database, not with globals" % option)
+        faults.add_if(request.strategy != "auto", "strategy: goes with a database, not with globals")
     if request.key == "latest":
-        unnamed = not (request.database or request.source_database)
+        unnamed = not (request.database or request.source_database or of_globals)
         faults.add_if(unnamed, "backup_key: `latest` needs source_db or login_db to say of which database")
     else:
         for option in ("latest_before", "source_db"):
@@ -346,6 +378,7 @@ def verify_request(params: Params) -> VerifyRequest:
         level=params["level"],
         source_database=_text(params, "source_db"),
         latest_before=faults.moment(params, "latest_before"),
+        globals=params["globals"],
         server=_server(params, faults),
         compare_source=params["compare_source"],
         no_owner=params["no_owner"],
@@ -355,11 +388,13 @@ def verify_request(params: Params) -> VerifyRequest:
         correlation_id=_text(params, "correlation_id"),
     )
     faults.add_if(not request.key, "backup_key: name the backup to verify, or say `latest`")
+    faults.add_if(request.globals and request.source_database, "source_db and globals: give one of them")
     faults.add_if(
         request.compare_source and request.level != "restore", "compare_source: goes with `level: restore` only"
     )
     if request.key == "latest":
-        faults.add_if(not request.source_database, "backup_key: `latest` needs source_db to say of which database")
+        unnamed = not (request.source_database or request.globals)
+        faults.add_if(unnamed, "backup_key: `latest` needs source_db to say of which database")
     else:
         for option in ("latest_before", "source_db"):
             faults.add_if(_text(params, option), "%s: goes with `backup_key: latest` only" % option)
@@ -396,10 +431,13 @@ def prune_request(params: Params) -> PruneRequest:
     request = PruneRequest(
         storage=_storage(params, faults),
         database=_text(params, "login_db"),
+        globals=params["globals"],
         retention=_retention(params, faults),
         correlation_id=_text(params, "correlation_id"),
     )
-    faults.add_if(not request.database, "login_db: the database whose backups to prune is not named")
+    named = bool(request.database) + request.globals
+    faults.add_if(not named, "login_db: the database whose backups to prune is not named")
+    faults.add_if(named > 1, "login_db and globals: give one of them")
     faults.raise_any()
     return request
 

@@ -15,11 +15,12 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.parameters import remove_values
 
 from ._args import receivers
-from ._pgstream.errors import BackupError, Interrupted, UnexpectedError
+from ._pgstream.cluster_model import ClusterResult, part
+from ._pgstream.errors import BackupError, Interrupted, PartialError, UnexpectedError
 from ._pgstream.events import Log
 from ._pgstream.interrupts import Signals
 from ._pgstream.model import BackupInfo, BackupResult, Index, PruneResult, RestoreResult, Storage
-from ._pgstream.notify import Notifier
+from ._pgstream.notify import Notifier, of_all, of_each
 
 Answer = Dict[str, Any]
 
@@ -51,8 +52,9 @@ def run_module(module: AnsibleModule, operation: str, work: Callable[[AnsibleMod
     with Signals() as signals:
         try:
             if module.params.get("notify") and not module.check_mode:
-                secrets = module.no_log_values
-                tell = Notifier(receivers(module.params), log, lambda text: str(remove_values(text, secrets)))
+                wanted = receivers(module.params)
+                several = module.params.get("databases") or module.params.get("globals")
+                tell = Notifier(of_all(wanted) if several else wanted, log, hider(module))
                 tell.started()
             answer = work(module, log)
             signals.ignore()  # what is done is done: the result shall be told
@@ -80,12 +82,40 @@ def _fail(module: AnsibleModule, log: ModuleLog, tell: Optional[Notifier], error
         told = message if isinstance(error, (BackupError, Interrupted)) else "Unexpected " + type(error).__name__
         tell.failed({**facts, "message": told}, interrupted=isinstance(error, Interrupted))
     log.hand_over(module)
+    if isinstance(error, PartialError):
+        facts.update({**asdict(error.result), **facts, "message": message})
     if isinstance(error, BackupError):
         facts.update(hint=error.hint)
     if isinstance(error, UnexpectedError) or not isinstance(error, (BackupError, Interrupted)):
         # A bug: fail_json masks secrets in its traceback, Python itself would not.
         facts.update(exception="".join(traceback.format_exception(type(error), error, error.__traceback__)))
-    module.fail_json(msg=message, correlation_id=log.correlation_id, **facts)
+    module.fail_json(msg=message, **{**facts, "correlation_id": log.correlation_id})
+
+
+def hider(module: AnsibleModule) -> Callable[[str], str]:
+    """What takes the task's secrets out of a text."""
+    secrets = module.no_log_values
+    return lambda text: str(remove_values(text, secrets))
+
+
+def telling_of_each(module: AnsibleModule, log: Log) -> Callable[[str, Callable[[], BackupResult]], BackupResult]:
+    """What is done around each of several backups: a monitor that has a check for each database is told of it."""
+    wanted = of_each(receivers(module.params))
+
+    def around(database: str, work: Callable[[], BackupResult]) -> BackupResult:
+        log.operation, log.database = ("backup", database) if database else ("globals", "")
+        tell = Notifier(wanted, log, hider(module))
+        tell.started()
+        try:
+            result = work()
+        except (BackupError, Interrupted) as error:
+            fields = {"message": error.sentence(), "stage": error.stage, "exit_code": error.exit_code}
+            tell.failed(fields, interrupted=isinstance(error, Interrupted))
+            raise
+        tell.succeeded(asdict(result))
+        return result
+
+    return around
 
 
 def require(module: AnsibleModule, storage: Storage, postgres: bool = True) -> None:
@@ -128,7 +158,14 @@ def backup_answer(result: BackupResult) -> Answer:
     after = {"key": result.key}
     if result.changed:
         after.update(database=result.database, tables=result.tables, estimated_bytes=result.estimated_bytes)
-    return _with_diff(asdict(result), result.url, before, after)
+    return _with_diff({**asdict(result), "backups": [asdict(part(result))]}, result.url, before, after)
+
+
+def cluster_answer(result: ClusterResult) -> Answer:
+    """The difference is in the keys."""
+    before = [one.key for one in result.backups if not one.changed]
+    after = [one.key for one in result.backups]
+    return _with_diff(asdict(result), "backups", {"backups": before}, {"backups": after})
 
 
 def restore_answer(result: RestoreResult) -> Answer:

@@ -9,14 +9,16 @@ DOCUMENTATION = r"""
 module: pg_stream_backup
 version_added: 0.1.0
 author: the pgstream.backup authors (@pgstream)
-short_description: Stream a PostgreSQL database to object storage
+short_description: Stream PostgreSQL databases to object storage
 description:
-  - Backs up one database as one object in an S3 bucket or a directory, without temporary files.
+  - Backs up one database as one object in an S3 bucket or a directory, without temporary files. O(databases) backs up
+    several or all of a server, each as an object of its own, one after the other.
   - Several connections that share one snapshot read the tables side by side. The object is nevertheless one plain SQL
     script, compressed, that C(gunzip | psql) restores with no other tool.
   - A backup is either whole or does not exist. Completing the upload is the last step, and nothing that fails before
     it leaves an object behind.
-  - Roles and tablespaces belong to the server and not to a database. They are not part of the backup.
+  - Roles and tablespaces belong to the server and not to a database. O(globals) backs them up as an object of their
+    own.
 extends_documentation_fragment:
   - pgstream.backup.attributes
   - pgstream.backup.postgres
@@ -43,12 +45,43 @@ attributes:
     support: full
 options:
   login_db:
-    description: Name of the database to back up.
+    description: Name of the database to back up. Give this or O(databases), unless only O(globals) are wanted.
     type: str
-    required: true
+  databases:
+    description:
+      - Names of the databases to back up, instead of O(login_db).
+      - V(all) is every database that takes connections and is no template, as C(pg_dumpall) has it. So C(postgres) is
+        among them unless O(exclude_databases) has it.
+      - In a name V(*) is any text and V(?) any character. Upper and lower case differ.
+      - A database that fails does not keep the others from being backed up. The task fails then, with the
+        RV(exit_code) of the first failure, and RV(backups) has the results of all.
+    type: list
+    elements: str
+    default: []
+  exclude_databases:
+    description: Of O(databases), leave these out. Names and patterns as there.
+    type: list
+    elements: str
+    default: []
+  globals:
+    description:
+      - Back up the server's roles, their memberships and settings, and its tablespaces, as C(pg_dumpall --globals-only)
+        has them, in one more object.
+      - Its key is made of O(prefix), C(globals), the time, C(.cluster) and the compression's ending, which no
+        database has. Of the other options those that are about the server, the storage, compression, O(fresh_within)
+        and O(timeout) apply.
+      - Needs the program C(pg_dumpall) on the target host.
+    type: bool
+    default: false
+  globals_passwords:
+    description:
+      - With O(globals=true), back up the hashes of the roles' passwords too. Only a superuser may read them.
+      - Without them, restored roles have no password.
+    type: bool
+    default: false
   backup_key:
     description:
-      - Key of the object to write. O(prefix) is put before it, unless it begins with that already.
+      - Key of the object to write, with O(login_db). O(prefix) is put before it, unless it begins with that already.
       - When not given, the key is made of O(prefix), the name of the database, the time and the compression's ending,
         for example C(prod/shop_2026-01-31T02:00:00Z.sql.gz).
     type: str
@@ -115,7 +148,8 @@ options:
     default: 60s
   timeout:
     description:
-      - How long the whole run may take. One that takes longer is ended and has failed, and leaves nothing behind.
+      - How long the backup may take, each one of several. One that takes longer is ended and has failed, and leaves
+        nothing behind.
       - A duration such as V(90m) or V(6h). When not given, there is no limit.
     type: str
   correlation_id:
@@ -156,6 +190,21 @@ EXAMPLES = r"""
     fresh_within: 6h
   register: backup
 
+- name: Back up a whole server, roles included, but for the databases of tests
+  become: true
+  become_user: postgres
+  pgstream.backup.pg_stream_backup:
+    databases: all
+    exclude_databases: [postgres, "test_*"]
+    globals: true
+    bucket: company-backups
+    prefix: "{{ inventory_hostname }}"
+  register: server
+
+- name: Show the keys
+  ansible.builtin.debug:
+    msg: "{{ server.backups | map(attribute='key') }}"
+
 - name: Keep the state of a release, once, without the rows of two large tables
   pgstream.backup.pg_stream_backup:
     login_db: shop
@@ -174,7 +223,8 @@ operation:
   type: str
   sample: backup
 database:
-  description: Name of the database.
+  description: Name of the database. This, RV(key), RV(url) and what else is of one object are empty with O(databases)
+    or O(globals), where RV(backups) has each.
   returned: success
   type: str
   sample: shop
@@ -195,6 +245,66 @@ correlation_id:
   returned: always
   type: str
   sample: 5f2c9a0b7d31
+backups:
+  description: Each backup of the run, in order. The globals come last.
+  returned: success, and when some of several failed
+  type: list
+  elements: dict
+  contains:
+    database:
+      description: Name of the database. Empty for the globals.
+      type: str
+      sample: shop
+    globals:
+      description: Whether it is that of the globals.
+      type: bool
+      sample: false
+    status:
+      description: V(ok) or V(failed).
+      type: str
+      sample: ok
+    changed:
+      description: Whether a new object was made, or in check mode would be.
+      type: bool
+      sample: true
+    key:
+      description: Key of the object. Empty if it failed.
+      type: str
+      sample: prod/shop_2026-01-31T02:00:00Z.sql.gz
+    url:
+      description: The same with the bucket or directory.
+      type: str
+      sample: s3://company-backups/prod/shop_2026-01-31T02:00:00Z.sql.gz
+    raw_bytes:
+      description: Size of the SQL script before compression.
+      type: int
+      sample: 1843200000
+    stored_bytes:
+      description: Size of the object.
+      type: int
+      sample: 412876123
+    rows:
+      description: Number of rows in it.
+      type: int
+      sample: 9120034
+    tables:
+      description: Number of tables whose rows are in it.
+      type: int
+      sample: 84
+    seconds:
+      description: How long it took.
+      type: float
+      sample: 12.4
+    message:
+      description: What was done, in one sentence. Empty if it failed.
+      type: str
+    error:
+      description: Why it failed.
+      type: str
+    exit_code:
+      description: Kind of the failure, as RV(exit_code) has it. 0 if it did not fail.
+      type: int
+      sample: 0
 message:
   description: What was done, or in check mode would be, in one sentence.
   returned: success
@@ -295,7 +405,7 @@ jobs:
   type: int
   sample: 4
 stage:
-  description: Where the run failed.
+  description: Where the run failed. Empty if some of several failed.
   returned: failure
   type: str
   sample: S3 upload
@@ -316,14 +426,25 @@ exit_code:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgstream.backup.plugins.module_utils._args import BACKUP_SPEC, backup_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.backup import back_up, predict_backup
-from ansible_collections.pgstream.backup.plugins.module_utils._run import backup_answer, require, run_module
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.cluster import alone, back_up_cluster
+from ansible_collections.pgstream.backup.plugins.module_utils._run import (
+    backup_answer,
+    cluster_answer,
+    hider,
+    require,
+    run_module,
+    telling_of_each,
+)
 
 
 def work(module, log):
     request = backup_request(module.params)
-    require(module, request.storage)
-    verb = predict_backup if module.check_mode else back_up
-    return backup_answer(verb(request, log))
+    require(module, request.backup.storage)
+    if not (request.databases or request.globals):
+        verb = predict_backup if module.check_mode else back_up
+        return backup_answer(verb(request.backup, log))
+    around = alone if module.check_mode else telling_of_each(module, log)
+    return cluster_answer(back_up_cluster(request, log, around, hider(module), module.check_mode))
 
 
 def main():

@@ -107,6 +107,10 @@ backups:
       description: Name of the database, from the key.
       type: str
       sample: shop
+    globals:
+      description: Whether it is of roles and tablespaces of a server, from the key.
+      type: bool
+      sample: false
     time:
       description: When the backup was begun, from the key. RFC 3339, UTC. Empty if the key has no time.
       type: str

@@ -11,7 +11,8 @@ version_added: 0.1.0
 author: the pgstream.backup authors (@pgstream)
 short_description: Remove old backups of a PostgreSQL database from object storage
 description:
-  - Removes the backups of one database that a retention policy does not keep, and says of each other one why it stays.
+  - Removes the backups of one database, or of the server's roles and tablespaces, that a retention policy does not
+    keep, and says of each other one why it stays.
   - Never removed are the newest good backup, the last O(min_keep), backups of other databases or under other prefixes,
     objects of other names, objects that another tool wrote, and what the store protects by an object lock.
   - Nothing is removed without a policy, when a backup claims to be made after now (a clock is wrong), when the listing
@@ -41,9 +42,13 @@ attributes:
     support: full
 options:
   login_db:
-    description: Name of the database whose backups are pruned.
+    description: Name of the database whose backups are pruned. Give this or O(globals).
     type: str
-    required: true
+  globals:
+    description: Prune the backups of roles and tablespaces instead, which
+      O(pgstream.backup.pg_stream_backup#module:globals) makes.
+    type: bool
+    default: false
   correlation_id:
     description: Name of this run, to find it in other logs. Made up when not given.
     type: str

@@ -17,6 +17,7 @@ description:
     replaced. A restore that fails leaves the old database as it was.
   - Rows are counted and compared with the backup's index before the restored database takes its place.
   - Plain dumps that another tool wrote, such as C(pg_dump | gzip) does, are restored too, as one serial stream.
+  - Roles and tablespaces are restored from a backup of their own, see O(globals).
 extends_documentation_fragment:
   - pgstream.backup.attributes
   - pgstream.backup.postgres
@@ -51,6 +52,17 @@ options:
       - With O(backup_key=latest), the newest backup that is older than this.
       - RFC 3339 with an offset, such as V(2026-01-31T02:00:00Z).
     type: str
+  globals:
+    description:
+      - With O(backup_key=latest), the newest backup of roles and tablespaces is meant, as
+        O(pgstream.backup.pg_stream_backup#module:globals) makes them, and not that of a database. A key says so itself.
+      - Roles and tablespaces that the server lacks are made. Those that it has stay, and get the properties, passwords
+        (if they were backed up), settings, memberships and grants of the backup. Nothing is dropped.
+      - Any error ends it. Roles come in one transaction, so that none of them is changed then. Tablespaces follow,
+        one by one, as PostgreSQL has it, and their directories must exist.
+      - It takes a superuser. O(login_db) and what is about a database do not go with it.
+    type: bool
+    default: false
   source_db:
     description: With O(backup_key=latest), the database whose backup is meant. When not given, O(login_db).
     type: str
@@ -195,7 +207,7 @@ message:
   returned: success
   type: str
 strategy:
-  description: How it was done, V(create), V(swap) or V(in_place).
+  description: How it was done, V(create), V(swap) or V(in_place); V(globals) for roles and tablespaces.
   returned: success
   type: str
   sample: swap

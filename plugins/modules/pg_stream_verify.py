@@ -48,6 +48,13 @@ options:
       - With O(backup_key=latest), the newest backup that is older than this.
       - RFC 3339 with an offset, such as V(2026-01-31T02:00:00Z).
     type: str
+  globals:
+    description:
+      - With O(backup_key=latest), the newest backup of roles and tablespaces is meant, as
+        O(pgstream.backup.pg_stream_backup#module:globals) makes them, and not that of a database. With a
+        key it does nothing. O(level=restore) cannot be had of them.
+    type: bool
+    default: false
   source_db:
     description: With O(backup_key=latest), the database whose backup is meant.
     type: str

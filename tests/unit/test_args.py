@@ -17,7 +17,11 @@ S3 = {"bucket": "b"}
 
 
 def backup(**given):
-    return _args.backup_request(validated(_args.BACKUP_SPEC, {"login_db": "shop", **S3, **given}))
+    return cluster(**{"login_db": "shop", **given}).backup
+
+
+def cluster(**given):
+    return _args.backup_request(validated(_args.BACKUP_SPEC, {**S3, **given}))
 
 
 def restore(**given):

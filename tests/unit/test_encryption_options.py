@@ -33,7 +33,7 @@ def by_task(**given: Any) -> Storage:
     """As Ansible hands the options over; errors are those of this collection's own copy of the engine."""
     result = ArgumentSpecValidator(_args.BACKUP_SPEC).validate({"login_db": "shop", "bucket": "b", **given})
     assert not result.error_messages
-    return _args.backup_request(result.validated_parameters).storage
+    return _args.backup_request(result.validated_parameters).backup.storage
 
 
 def fault(ask: Any, **given: Any) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.pgstream.backup.plugins.module_utils import _args
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import model
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import cluster_model, model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("pg_stream_*.py"))
@@ -120,8 +120,15 @@ def names_of(kind):
 )
 def test_every_field_of_a_result_is_documented(documented, name, result):
     returned = documented[name]["return"]
-    assert set(returned) == (names_of(result) - {"changed"}) | FAILURE
+    more = {"backups"} if name == "pg_stream_backup" else set()
+    assert set(returned) == (names_of(result) - {"changed"}) | FAILURE | more
     assert set(returned["table_rows"]["contains"]) == names_of(model.TableResult)
+
+
+def test_every_field_of_several_backups_is_documented(documented):
+    returned = documented["pg_stream_backup"]["return"]
+    assert names_of(cluster_model.ClusterResult) == names_of(model.BackupResult) | {"backups"}
+    assert set(returned["backups"]["contains"]) == names_of(cluster_model.Part)
 
 
 def test_every_field_of_a_pruning_is_documented(documented):

@@ -134,6 +134,38 @@ def test_the_retention_policy_reaches_the_container(tmp_path):
     assert given == {**{name[len("pg") :].upper(): str(rules[name]) for name in rules}, "BACKUP_KEEP_WITHIN": "14d"}
 
 
+def test_which_databases_are_meant_reaches_the_container(tmp_path):
+    """As the engine reads it: names with spaces and quotes, patterns, `all`, and the globals."""
+    sys.path.insert(0, str(REPOSITORY / "plugins" / "module_utils"))
+    from _pgstream import config_cluster
+
+    source, target = str(ROLE / "templates" / "compose.yml.j2"), tmp_path / "compose.yml"
+    task = {"ansible.builtin.template": {"src": source, "dest": str(target), "mode": "0600"}}
+
+    def environment(**variables):
+        status, output = played(
+            tmp_path, [task], ansible_python_interpreter=sys.executable, ansible_managed="", **variables
+        )
+        assert status == 0, output
+        found = yaml.safe_load(target.read_text())["services"]["pgbackup"]["environment"]
+        return {name: value.replace("$$", "$") for name, value in found.items()}
+
+    one = environment(pgbackup_databases="shop")
+    assert one["POSTGRES_DB"] == "shop" and not {name for name in one if "DATABASES" in name or "GLOBALS" in name}
+    names = ["shop", "my db", 'a "b", c$', "test_*", "all"]
+    given = environment(
+        pgbackup_databases=names,
+        pgbackup_exclude_databases=["x y", "z?"],
+        pgbackup_globals=True,
+        pgbackup_globals_passwords=True,
+    )
+    assert "POSTGRES_DB" not in given
+    assert config_cluster.of_job(given) == config_cluster.Wanted(tuple(names), ("x y", "z?"), True, True)
+    for pattern in ("all", "shop_*"):
+        alone = environment(pgbackup_databases=[pattern])
+        assert config_cluster.of_job(alone).databases == (pattern,) and "POSTGRES_DB" not in alone
+
+
 def test_a_policy_that_cannot_be_is_refused_before_anything_is_changed(tmp_path):
     preflight = load("tasks/preflight.yml")[:1]
     good = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from . import catalog, cipher, codec, copying, limits, plan, postgres, schema
+from . import catalog, cipher, codec, commit, copying, limits, plan, postgres, schema
 from .archive import ArchiveWriter
 from .clients import Clients, find_clients
-from .errors import BackupError, IntegrityError, Interrupted, ServerError, StorageError, UsageError, hint_of
+from .errors import BackupError, ServerError, StorageError, UsageError, hint_of
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
@@ -37,7 +37,6 @@ from .store import Store, StoredObject, Upload, open_store
 from .workers import run_parallel
 
 LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
-CLOCK = 0.1  # seconds between two looks at it
 
 
 def default_jobs() -> int:
@@ -70,7 +69,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     if existing is not None:
         return existing
     (leader, clients), upload = _open_both(request, store, key)
-    _abort(upload, log)
+    commit.abort(upload, log)
     with leader, stage("validation"):
         _locked, facts = _lock_and_measure(leader, request)
     return BackupResult(
@@ -109,12 +108,12 @@ def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime,
 def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
     if not request.key:
         store = open_store(request.storage)
-        key = catalog.new_key(request.storage, request.database, start, request.compression)
         with stage("validation"):
-            while store.probe(key) is not None:  # made in this very second; not every store would keep it
-                time.sleep(CLOCK)
-                key = catalog.new_key(request.storage, request.database, utc_now(), request.compression)
-        return store, key
+            return store, commit.free_key(
+                store,
+                start,
+                lambda moment: catalog.new_key(request.storage, request.database, moment, request.compression),
+            )
     named = catalog.compression_of(request.key)
     if named and named != request.compression:
         raise UsageError(
@@ -131,26 +130,17 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
         if request.key and request.overwrite == "never":
             item = store.probe(key)
             if item is not None:
-                return _unchanged(request, store, item, "exists already")
+                return unchanged(request, store, item, "exists already")
         if request.fresh_within:
-            for info in catalog.candidates(store, request.database, direct=True):
-                if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > request.fresh_within:
-                    break
-                item = store.stat(info.key)
-                if item is not None and _is_whole(store, item):
-                    return _unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
+            found = catalog.candidates(store, request.database, direct=True)
+            item = commit.fresh(store, found, start, request.fresh_within)
+            if item is not None:
+                return unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
     return None
 
 
-def _is_whole(store: Store, item: StoredObject) -> bool:
-    """Whether it has an index that agrees with it: one that was damaged is no reason to go without another."""
-    try:
-        return catalog.is_sound(store, item)
-    except IntegrityError:
-        return False
-
-
-def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:
+def unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:
+    """The result of a run that found `item` to be good enough."""
     sealed = store.sealed(item.key, item.size)
     index = catalog.read_index(store, item) if sealed is None else None
     result = BackupResult(
@@ -171,13 +161,14 @@ def _unchanged(request: BackupRequest, store: Store, item: StoredObject, why: st
         return replace(result, message=result.message + ", and was not written by this engine")
     return replace(
         result,
-        **_summary(index),  # type: ignore[arg-type]
+        **summary(index),  # type: ignore[arg-type]
         started_at=index.started_at,
         finished_at=index.finished_at,
     )
 
 
-def _summary(index: Index) -> Dict[str, object]:
+def summary(index: Index) -> Dict[str, object]:
+    """What a result tells of what is in the backup."""
     return {
         "compression": index.compression,
         "raw_bytes": index.raw_bytes,
@@ -246,24 +237,9 @@ class _Run:
         if leader.pooled:
             self.log.warning("pooled_connection", detail="a pooling proxy stands before the server")
         self.processes = Processes()
-        index: Optional[Index] = None
-        try:
-            with stage("snapshot"):
-                locked, facts = _lock_and_measure(leader, request)
-                info = postgres.database_info(leader)
-            self.estimate = sum(each.size for each in facts)
-            self.upload.expect(self.estimate)
-            index = self._write(locked, facts, info)
-            with stage("commit"):
-                leader.still_there()
-                stored = self.upload.commit()
-        except BaseException as error:
-            self.processes.kill_all()
-            found = _abort(self.upload, self.log)
-            if found is None or index is None or not isinstance(error, Interrupted):
-                raise self._first_cause(error) from None
-            stored = found  # the commit was quicker: what is in the store, and what is told of it, agree
-            self.log.warning("interrupted_after_commit", key=self.key, message=error.sentence())
+        index, stored = commit.written(
+            self.upload, self.key, self.log, self.processes, self._write, leader.still_there, self._first_cause
+        )
         seconds = time.monotonic() - began
         result = BackupResult(
             changed=True,
@@ -281,7 +257,7 @@ class _Run:
             jobs=request.jobs,
             estimated_bytes=self.estimate,
             message="backed up %d rows of %d tables" % (index.rows, len(index.tables)),
-            **_summary(index),  # type: ignore[arg-type]
+            **summary(index),  # type: ignore[arg-type]
         )
         self.log.info("committed", key=self.key, stored_bytes=stored.size, rows=index.rows, seconds=result.seconds)
         return result
@@ -299,9 +275,14 @@ class _Run:
             error.hint = error.hint or hint_of("conflict with recovery")
         return error
 
-    def _write(self, locked: Sequence[TableName], facts: Sequence[TableFacts], info: DatabaseInfo) -> Index:
+    def _write(self) -> Index:
         """Everything from the schema block to the footer."""
         request, leader, clients = self.request, self.leader, self.clients
+        with stage("snapshot"):
+            locked, facts = _lock_and_measure(leader, request)
+            info = postgres.database_info(leader)
+        self.estimate = sum(each.size for each in facts)
+        self.upload.expect(self.estimate)
         no_rows = request.filters.exclude_table_data
         self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
         self.block_size = plan.block_size(self.estimate)
@@ -431,13 +412,3 @@ class _Run:
             blocks=tuple(self.archive.blocks),
             filtered=self.request.filters != Filters(),
         )
-
-
-def _abort(upload: Upload, log: Log) -> Optional[StoredObject]:
-    """Leave nothing in the store, or learn what is there already. A store that cannot even do that must not hide the
-    first cause."""
-    try:
-        return upload.abort()
-    except BackupError as error:
-        log.warning("abort_failed", message=error.sentence())
-        return None

@@ -36,7 +36,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Listing:
-    """`error`: empty after a good listing. `databases`: "" for objects whose key is not that of a backup."""
+    """`error`: empty after a good listing. `databases`: "" for objects whose key is not that of a database's backup."""
 
     taken: float  # seconds since 1970; of the last good listing, 0 for none
     seconds: float = 0.0  # it took
@@ -99,7 +99,7 @@ def count(storage: Storage) -> Dict[str, Usage]:
         usage = found.setdefault(database, Usage())
         usage.objects += 1
         usage.bytes += item.size
-        usage.newest = max(usage.newest, _seconds(begun) if begun else 0.0)
+        usage.newest = max(usage.newest, _seconds(begun) if database else 0.0)
     return found
 
 

@@ -19,9 +19,10 @@ from .events import Log
 from .model import ENCRYPTED, EXTENSIONS, BackupInfo, Index, Storage
 from .store import Store, StoredObject, open_store
 
-_KEY = re.compile(
-    r"(?P<database>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?P<extension>\.sql(\.gz|\.zst)?(\.age)?)", re.ASCII
-)
+_MOMENT, _ENDING = r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", r"\.sql(\.gz|\.zst)?(\.age)?"
+_KEY = re.compile(r"(?P<database>.+)_" + _MOMENT + _ENDING, re.ASCII)
+#: Of the server's globals. No database has such a key: in `new_key` the ending follows the time at once.
+_GLOBALS_KEY = re.compile(r"globals_" + _MOMENT + r"\.cluster" + _ENDING, re.ASCII)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -31,8 +32,17 @@ def new_key(storage: Storage, database: str, moment: datetime, compression: str)
     name = percent_encode(database, safe=" !+,=@()[]~")
     if name.startswith("."):
         name = "%2E" + name[1:]  # a hidden file would be in no listing
-    extension = EXTENSIONS[compression] + (ENCRYPTED if storage.age_recipients else "")
-    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), extension))
+    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), _extension(storage, compression)))
+
+
+def new_globals_key(storage: Storage, moment: datetime, compression: str) -> str:
+    """`<prefix/>globals_2026-01-31T02:00:00Z.cluster.sql.gz`, and `.age` as above."""
+    time = moment.strftime(_TIME)
+    return whole_key(storage, "globals_%s.cluster%s" % (time, _extension(storage, compression)))
+
+
+def _extension(storage: Storage, compression: str) -> str:
+    return EXTENSIONS[compression] + (ENCRYPTED if storage.age_recipients else "")
 
 
 def whole_key(storage: Storage, key: str) -> str:
@@ -52,19 +62,25 @@ def compression_of(key: str) -> str:
 
 
 def parse_key(key: str) -> Tuple[str, str]:
-    """(database, time) of a templated key; empty strings for another."""
-    match = _KEY.fullmatch(key.rsplit("/", 1)[-1])
+    """(database, time) of a templated key, without a database for one of globals; empty strings for another."""
+    name = key.rsplit("/", 1)[-1]
+    match = _GLOBALS_KEY.fullmatch(name) or _KEY.fullmatch(name)
     try:
         if match and datetime.strptime(match.group("time"), _TIME):
-            database = unquote(match.group("database"))
+            database = unquote(match.groupdict().get("database", ""))
             return ("", "") if "\0" in database else (database, match.group("time"))
     except ValueError:  # the 31st of February, say: looks like a time and is none
         pass
     return "", ""
 
 
+def is_globals(key: str) -> bool:
+    """Whether `new_globals_key` makes such keys."""
+    return parse_key(key)[0] == "" and bool(parse_key(key)[1])
+
+
 def is_templated(storage: Storage, key: str) -> bool:
-    """Whether `new_key` makes such keys under this prefix."""
+    """Whether `new_key` or `new_globals_key` makes such keys under this prefix."""
     name = key.rsplit("/", 1)[-1]
     return bool(parse_key(name)[1]) and key == whole_key(storage, name)
 
@@ -89,9 +105,10 @@ def parse_time(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-def candidates(store: Store, database: str = "", direct: bool = False) -> List[BackupInfo]:
+def candidates(store: Store, database: str = "", direct: bool = False, only_globals: bool = False) -> List[BackupInfo]:
     """The listing alone, newest first: nothing is read, so `foreign` is not known yet.
 
+    Of one database, of the globals, or of everything.
     `direct`: right under the prefix only. Deeper keys may be another host's, whose database has the same name.
     """
     prefix = store.storage.prefix.strip("/")
@@ -99,6 +116,7 @@ def candidates(store: Store, database: str = "", direct: bool = False) -> List[B
         _info(store.storage, item) for item in store.list(prefix + "/" if prefix else "") if compression_of(item.key)
     ]
     found = [info for info in found if not database or info.database == database]
+    found = [info for info in found if info.globals or not only_globals]
     if direct:
         found = [info for info in found if is_direct(store.storage, info)]
     return sorted(found, key=lambda info: (info.time or info.modified_at, info.key), reverse=True)
@@ -116,6 +134,7 @@ def _info(storage: Storage, item: StoredObject) -> BackupInfo:
         size=item.size,
         modified_at=item.modified_at,
         database=database,
+        globals=is_globals(item.key),
         time=time,
         compression=compression_of(item.key),
         encrypted=item.key.endswith(ENCRYPTED),
@@ -160,23 +179,28 @@ def _nearest(store: Store, key: str) -> str:
     return "There are %d others, such as %s." % (len(keys), ", ".join(near))
 
 
-def resolve(store: Store, key: str, database: str, before: str = "") -> StoredObject:
-    """The object that is asked for: by its key, or by `latest` the newest backup of a database."""
-    return latest(store, database, before) if key == "latest" else find(store, key)
+def resolve(store: Store, key: str, database: str, before: str = "", of_globals: bool = False) -> StoredObject:
+    """The object that is asked for: by its key, or by `latest` the newest backup of a database or of the globals."""
+    return latest(store, database, before, of_globals) if key == "latest" else find(store, key)
 
 
-def latest(store: Store, database: str, before: str = "") -> StoredObject:
-    """The newest backup of a database, by the time in its key, older than `before` when that is given."""
+def latest(store: Store, database: str, before: str = "", of_globals: bool = False) -> StoredObject:
+    """The newest backup of a database or of the globals, by the time in its key, older than `before` when that is
+    given."""
     moment = parse_time(before) if before else None
-    for info in candidates(store, database, direct=True):
+    for info in candidates(store, "" if of_globals else database, direct=True, only_globals=of_globals):
         if not info.time or (moment is not None and parse_time(info.time) >= moment):
             continue
         item = store.stat(info.key)
         if item is not None:
             return item
     raise NotFoundError(
-        "Backup not found: no backup of database %s%s in %s"
-        % (database, " before " + before if before else "", store.storage.url(store.storage.prefix))
+        "Backup not found: no backup of %s%s in %s"
+        % (
+            "the globals" if of_globals else "database " + database,
+            " before " + before if before else "",
+            store.storage.url(store.storage.prefix),
+        )
     )
 
 

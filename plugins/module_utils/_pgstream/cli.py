@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple
 from urllib.parse import quote
 
-from . import config, config_retention, notify, tables
+from . import cli_cluster, config, config_retention, notify, tables
 from .errors import BackupError, Interrupted, StorageError, UsageError
 from .events import new_correlation_id
 from .interrupts import Signals
@@ -69,12 +69,20 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
     log = TerminalLog(new_correlation_id(), "", environment.get("POSTGRES_DB", ""), out, err)
     operation = operation_of(arguments)
     record = Recorder(environment.get("BACKUP_STATE_DIR", ""), operation, log)
-    tell = notify.for_command(environment, operation, log, lambda text: mask(text, _hidden(environment)))
+
+    def hide(text: str) -> str:
+        return mask(text, _hidden(environment))
+
+    tell = notify.for_command(environment, operation, log, hide)
     with log, Signals() as signals:
         status = 0
         try:
             options = parse(arguments)
             log.operation = options.verb
+            if cli_cluster.is_several(options, environment, _flags(options)):
+                log.database = ""
+                record = Recorder("", "", log)  # each is noted for itself
+                tell = notify.for_command(environment, operation, log, hide, several=True)
             record.begin()
             tell.started()
             outcome = _run(options, environment, log)
@@ -107,7 +115,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises UsageError. Flags that stand for a variable are found under its name, None where absent."""
     for argument in arguments:
         name = argument.partition("=")[0]
-        if _SECRET_FLAG.fullmatch(name):  # before argparse, whose message would show the value
+        # Before argparse, whose message would show the value. The exception takes none.
+        if _SECRET_FLAG.fullmatch(name) and argument != "--globals-passwords":
             raise UsageError(
                 "no flag takes a secret (%s): every user of the machine can read a process's arguments" % name,
                 hint="Use the environment, such as POSTGRES_PASSWORD_FILE.",
@@ -138,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         found.set_defaults(json=True)
         return found
 
-    backup = verb("backup", "Back up POSTGRES_DB as one object.")
+    backup = verb("backup", "Back up POSTGRES_DB as one object, or several databases as one each.")
     _setting(backup, "BACKUP_KEY")
     _setting(backup, "BACKUP_COMPRESSION", "one of " + ", ".join(COMPRESSIONS))
     _setting(backup, "BACKUP_COMPRESSION_LEVEL")
@@ -148,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--overwrite", action="store_true", help="replace an object of the same key")
     for name in ("schema", "exclude-schema", "table", "exclude-table", "exclude-table-data"):
         _pattern(backup, name, "a pattern as pg_dump knows it; may be repeated")
+    cli_cluster.add_backup_flags(backup)
     backup.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")
 
     restore = verb("restore", "Restore a backup.")
@@ -186,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "how many of the newest backups are looked into, for rows, ratio and duration; default: 100"
     _setting(listing, "BACKUP_LIST_DETAILS", text)
     prune = verb("prune", "Remove the backups of POSTGRES_DB that the retention policy does not keep.")
+    prune.add_argument("--globals", action="store_true", help="those of roles and tablespaces instead")
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed, remove nothing")
     prune.add_argument("--json", action="store_true", default=False, help="JSON on a terminal too")
     for parser_of in (listing, prune):
@@ -202,6 +213,7 @@ def _setting(parser: argparse.ArgumentParser, variable: str, text: str = "") -> 
 
 def _names(parser: argparse.ArgumentParser) -> None:
     """Flags of what restores: whose backup, and who owns what is restored."""
+    parser.add_argument("--globals", action="store_true", help="with latest: of roles and tablespaces")
     parser.add_argument("--no-owner", action="store_true")
     parser.add_argument("--no-privileges", action="store_true")
     parser.add_argument("--role", default="", help="SET ROLE to this before restoring")
@@ -213,8 +225,12 @@ def _pattern(parser: argparse.ArgumentParser, name: str, text: str) -> None:
     parser.add_argument("--" + name, action="append", default=[], metavar="NAME", help=text)
 
 
+def _flags(options: argparse.Namespace) -> Texts:
+    return {name: value for name, value in vars(options).items() if name in config.FLAGS and value is not None}
+
+
 def _run(options: argparse.Namespace, environ: Texts, log: TerminalLog) -> Outcome:
-    flags = {name: value for name, value in vars(options).items() if name in config.FLAGS and value is not None}
+    flags = _flags(options)
     verbs = {
         "backup": _backup,
         "restore": _restore,
@@ -247,6 +263,10 @@ def _backup(options: argparse.Namespace, environ: Texts, flags: Texts, log: Term
         exclude_tables=tuple(options.exclude_table),
         exclude_table_data=tuple(options.exclude_table_data),
     )
+    if cli_cluster.is_several(options, environ, flags):
+        secrets = _hidden(environ)
+        fields, failure = cli_cluster.back_up(options, environ, flags, filters, log, lambda text: mask(text, secrets))
+        return Outcome({**fields, "dry_run": options.dry_run}, failure=failure)
     request = config.backup_request(environ, flags, filters, options.overwrite, log.correlation_id)
     from . import backup
 
@@ -262,6 +282,7 @@ def _restore(options: argparse.Namespace, environ: Texts, flags: Texts, log: Ter
         database=options.target_db,
         source_database=options.source_db,
         latest_before=options.latest_before,
+        globals=options.globals,
         create=options.create,
         strategy=options.strategy,
         keep_old=options.keep_old,
@@ -287,6 +308,7 @@ def _verify(options: argparse.Namespace, environ: Texts, flags: Texts, log: Term
         key=options.key,
         source_database=options.source_db,
         latest_before=options.latest_before,
+        globals=options.globals,
         compare_source=options.compare_source,
         no_owner=options.no_owner,
         no_privileges=options.no_privileges,
@@ -313,7 +335,8 @@ def _list(options: argparse.Namespace, environ: Texts, flags: Texts, log: Termin
 
 
 def _prune(options: argparse.Namespace, environ: Texts, flags: Texts, log: TerminalLog) -> Outcome:
-    request = config_retention.prune_request(environ, flags, log.correlation_id)
+    request = config_retention.prune_request(environ, flags, log.correlation_id, options.globals)
+    log.database = request.database
     from . import prune
 
     verb = prune.predict_prune if options.dry_run else prune.prune

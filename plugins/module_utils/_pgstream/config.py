@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from . import age_keys, config_encryption
+from . import age_keys, catalog, config_encryption
 from .codec import check_level
 from .errors import UsageError
 from .events import rfc3339
@@ -55,6 +55,10 @@ FLAGS = {
     "BACKUP_MIN_KEEP": "--min-keep",
     "BACKUP_VERIFY_LEVEL": "--level",
     "BACKUP_TIMEOUT": "--timeout",
+    "BACKUP_DATABASES": "--databases",
+    "BACKUP_EXCLUDE_DATABASES": "--exclude-databases",
+    "BACKUP_GLOBALS": "--globals",
+    "BACKUP_GLOBALS_PASSWORDS": "--globals-passwords",
 }
 
 #: Variables whose value is never shown; all but libpq's own PGPASSWORD may come as `NAME_FILE` instead.
@@ -146,10 +150,19 @@ def backup_request(
     correlation_id: str,
 ) -> BackupRequest:
     reader = _Reader(environ, flags)
+    request = read_backup(reader, reader.required("POSTGRES_DB"), filters, overwrite, correlation_id)
+    reader.finish()
+    return request
+
+
+def read_backup(
+    reader: _Reader, database: str, filters: Filters, overwrite: bool, correlation_id: str
+) -> BackupRequest:
+    """The backup of one database; faults stay with the reader."""
     compression = reader.choice("BACKUP_COMPRESSION", COMPRESSIONS, "gzip")
-    request = BackupRequest(
+    return BackupRequest(
         server=_server(reader),
-        database=reader.required("POSTGRES_DB"),
+        database=database,
         storage=_storage(reader),
         key=reader.get("BACKUP_KEY"),
         overwrite="always" if overwrite else "never",
@@ -162,8 +175,6 @@ def backup_request(
         timeout=reader.parsed("BACKUP_TIMEOUT", duration, BackupRequest.timeout),
         correlation_id=correlation_id,
     )
-    reader.finish()
-    return request
 
 
 def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted: RestoreRequest) -> RestoreRequest:
@@ -176,7 +187,15 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     reader = _Reader(environ, flags)
     home = reader.get("POSTGRES_DB")
     other = home or wanted.database
-    source, before = _which(reader, wanted.key, wanted.source_database, wanted.latest_before, other, ", --target-db")
+    of_globals = wanted.globals or catalog.is_globals(wanted.key)
+    if of_globals:
+        home = other = ""
+        given = (wanted.database, wanted.create, wanted.schemas, wanted.tables, wanted.strategy != "auto")
+        for flag, value in zip(("--target-db", "--create", "--schema", "--table", "--strategy"), given):
+            if value:
+                reader.fault("%s goes with a database, not with globals" % flag)
+    names = wanted.key, wanted.source_database, wanted.latest_before, other
+    source, before = _which(reader, *names, ", --target-db", of_globals)
     request = replace(
         wanted,
         server=_server(reader),
@@ -198,7 +217,9 @@ def verify_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted:
     """
     reader = _Reader(environ, flags)
     level = reader.choice("BACKUP_VERIFY_LEVEL", LEVELS, VerifyRequest.level)
-    source, before = _which(reader, wanted.key, wanted.source_database, wanted.latest_before, reader.get("POSTGRES_DB"))
+    home = "" if wanted.globals else reader.get("POSTGRES_DB")
+    names = wanted.key, wanted.source_database, wanted.latest_before, home
+    source, before = _which(reader, *names, of_globals=wanted.globals)
     if wanted.compare_source and level != "restore":
         reader.fault("--compare-source only goes with --level restore")
     request = replace(
@@ -297,13 +318,17 @@ class _Reader:
             raise UsageError("; ".join(faults), stage="configuration")
 
 
-def _which(reader: _Reader, key: str, source: str, before: str, otherwise: str, flags: str = "") -> Tuple[str, str]:
+def _which(
+    reader: _Reader, key: str, source: str, before: str, otherwise: str, flags: str = "", of_globals: bool = False
+) -> Tuple[str, str]:
     """Whose latest backup, and made before when; both are for the key `latest` alone."""
+    if of_globals and source:
+        reader.fault("--source-db goes with a database, not with globals")
     if not key:
         reader.fault("KEY is empty: give a backup's key, or latest")
     if key == "latest":
         source = source or otherwise
-        if not source:
+        if not source and not of_globals:
             reader.fault("latest needs to know of which database: give POSTGRES_DB%s or --source-db" % flags)
         try:
             return source, moment(before) if before else ""

@@ -43,11 +43,14 @@ def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[
     return found
 
 
-def prune_request(environ: Mapping[str, str], flags: Mapping[str, str], correlation_id: str) -> PruneRequest:
+def prune_request(
+    environ: Mapping[str, str], flags: Mapping[str, str], correlation_id: str, of_globals: bool = False
+) -> PruneRequest:
     reader = _Reader(environ, flags)
     request = PruneRequest(
         storage=_storage(reader),
-        database=reader.required("POSTGRES_DB"),
+        database="" if of_globals else reader.required("POSTGRES_DB"),
+        globals=of_globals,
         retention=_retention(reader),
         state_dir=reader.get("BACKUP_STATE_DIR"),
         correlation_id=correlation_id,

@@ -6,6 +6,7 @@
 
 BackupError            1  the operation failed
 +-- UnexpectedError    1  by a bug, or by what the machine denied
++-- PartialError       *  several were to be done, and one failed: the exit code is that one's
 +-- UsageError         2  options or environment are wrong; every fault named at once
 +-- ServerError        3  PostgreSQL is unreachable or refuses
 +-- StorageError       4  the bucket or directory is inaccessible
@@ -18,7 +19,7 @@ BackupError            1  the operation failed
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 
 class BackupError(Exception):
@@ -52,6 +53,15 @@ class BackupError(Exception):
 
 class UnexpectedError(BackupError):
     """Something that no error of this family foresaw, with its stage; most likely a bug."""
+
+
+class PartialError(BackupError):
+    """Of several things some failed. `result` is the result of all, as a frozen dataclass."""
+
+    def __init__(self, message: str, exit_code: int, result: Any) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.result = result
 
 
 class UsageError(BackupError):

@@ -11,16 +11,17 @@ work (exit code 8) is no news of either kind. What is known comes from the run l
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import List, Mapping, Optional, Sequence, Tuple
 
-from . import config, schedule
+from . import config, config_cluster, schedule
 from .errors import BackupError, LockedError, UsageError
 from .ledger import FAILURE, RUNNING, SUCCESS, Ledger, Run, View
+from .patterns import choose
 
+GLOBALS = "(globals)"  # where a database would be named
 OK, STARTING, FAILING = "ok", "starting", "failing"
 DEFAULT_GRACE = "1h"
 _FACT = "schedule"  # since when this schedule is in force: what was due earlier was not ours to run
@@ -35,6 +36,7 @@ class Policy:
     max_age: int = 0  # 0: any
     grace: int = 3600
     databases: Tuple[str, ...] = ()  # empty: those seen of late
+    globals: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ def policy(environ: Mapping[str, str]) -> Policy:
     """What the variables say that also govern the schedule. UsageError names every fault.
 
     BACKUP_SCHEDULE, BACKUP_MAX_AGE and BACKUP_GRACE, to which the longest BACKUP_START_DELAY is added; and which
-    databases: BACKUP_DATABASES, with BACKUP_ALL_DATABASES those seen of late, else POSTGRES_DB.
+    databases: BACKUP_DATABASES, where these are patterns or with BACKUP_ALL_DATABASES those seen of late, else
+    POSTGRES_DB.
     """
     faults: List[str] = []
+    with_globals = False
 
     def seconds(name: str, default: str = "0s") -> int:
         try:
@@ -83,12 +87,18 @@ def policy(environ: Mapping[str, str]) -> Policy:
         when = schedule.parse(environ["BACKUP_SCHEDULE"]) if environ.get("BACKUP_SCHEDULE") else None
     except ValueError as error:
         faults.append("BACKUP_SCHEDULE: %s" % error)
-    names = tuple(word for word in re.split(r"[\s,]+", environ.get("BACKUP_DATABASES", "")) if word)
-    everything = environ.get("BACKUP_ALL_DATABASES", "").lower() in ("true", "yes", "1", "on")
-    if not names and not everything and environ.get("POSTGRES_DB"):
-        names = (environ["POSTGRES_DB"],)
+    names: Tuple[str, ...] = ()
+    try:
+        wanted = config_cluster.of_job(environ)
+        with_globals = wanted.globals
+        if wanted.databases and wanted.fixed:
+            names = tuple(choose((), wanted.databases, wanted.exclude)[0])
+        elif not wanted.databases and environ.get("POSTGRES_DB"):
+            names = (environ["POSTGRES_DB"],)
+    except UsageError as error:
+        faults.append(error.message)
     grace = seconds("BACKUP_GRACE", DEFAULT_GRACE) + seconds("BACKUP_START_DELAY")
-    found = Policy(when, seconds("BACKUP_MAX_AGE"), grace, names)
+    found = Policy(when, seconds("BACKUP_MAX_AGE"), grace, names, with_globals)
     if faults:
         raise UsageError("; ".join(faults), stage="configuration")
     return found
@@ -121,6 +131,8 @@ def judge(view: View, wanted: Policy, now: float) -> Health:
     names = wanted.databases or _of_late(view, wanted, now)
     groups = view.groups()
     verdicts = tuple(_verdict(name, groups.get(("backup", name), []), wanted, due, since, now) for name in names)
+    if wanted.globals:
+        verdicts += (_verdict(GLOBALS, groups.get(("globals", ""), []), wanted, due, since, now),)
     failing = [verdict for verdict in verdicts if verdict.state == FAILING]
     good = [verdict for verdict in verdicts if verdict.state == OK]
     if failing:
@@ -131,7 +143,8 @@ def judge(view: View, wanted: Policy, now: float) -> Health:
         state, message = STARTING, "No backup has been due yet."
     else:
         state = OK
-        message = good[0].message if len(names) == 1 else "The backups of %d databases are in order." % len(good)
+        count = sum(verdict.database != GLOBALS for verdict in good)
+        message = good[0].message if len(names) == 1 else "The backups of %d databases are in order." % count
     timed = bool(wanted.schedule or wanted.max_age)
     return Health(state != FAILING, state, message, _text(due), _text(following), timed, verdicts)
 

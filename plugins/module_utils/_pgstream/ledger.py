@@ -26,7 +26,7 @@ from urllib.parse import quote
 from .errors import BackupError
 from .model import ENGINE_VERSION, LEVELS
 
-OPERATIONS = ("backup", "restore", "verify", "prune")
+OPERATIONS = ("backup", "globals", "restore", "verify", "prune")  # globals: a backup of them, of no database
 SUCCESS, FAILURE, RUNNING = "success", "failure", "running"
 FILE = "ledger.sqlite"
 SCHEMA_VERSION = 2  # PRAGMA user_version; 1 had no level

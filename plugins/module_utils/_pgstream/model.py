@@ -115,6 +115,7 @@ class RestoreRequest:
     database: str = ""  # the target; empty: the name in the backup
     source_database: str = ""  # whose latest backup; empty: the target's name
     latest_before: str = ""  # RFC 3339; only with key "latest"
+    globals: bool = False  # of the server's globals, not of a database
     create: bool = False
     strategy: str = "auto"  # auto, swap, in_place
     keep_old: bool = True  # swap: keep the replaced database under another name
@@ -153,6 +154,7 @@ class PruneRequest:
     retention: Retention = Retention()
     state_dir: str = ""  # of the run ledger, which knows whether the last backup failed; empty: the caller does
     correlation_id: str = ""
+    globals: bool = False  # those of the server's globals; then `database` is empty
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class VerifyRequest:
     level: str = "content"  # one of LEVELS
     source_database: str = ""  # with key "latest": whose
     latest_before: str = ""  # RFC 3339; only with key "latest"
+    globals: bool = False  # with key "latest": of the server's globals, not of a database
     server: Server = Server()  # where level "restore" makes its scratch database
     compare_source: bool = False  # only with level "restore": the original is on the same server
     no_owner: bool = False
@@ -237,6 +240,11 @@ class Index:
     blocks: Tuple[Block, ...]
     filtered: bool = False
 
+    @property
+    def is_globals(self) -> bool:
+        """Whether it is of the server's globals: no database is without a name."""
+        return not self.database.name
+
 
 @dataclass(frozen=True)
 class BackupInfo:
@@ -251,6 +259,7 @@ class BackupInfo:
     size: int
     modified_at: str
     database: str = ""
+    globals: bool = False  # roles and tablespaces of a server, by its name
     time: str = ""  # RFC 3339, from the key
     compression: str = ""
     encrypted: bool = False  # by its name

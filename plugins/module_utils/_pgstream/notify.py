@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -42,6 +42,7 @@ TRIES = 3
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 _WORTH_A_RETRY = (408, 425, 429)  # and all from 500 up (RFC 9110 section 15.5, RFC 6585)
 _NO_MESSAGE = ("table_rows", "traceback", "diff")  # fields of a result that may be long
+_DATABASE = "{database}"
 _BODY = 10000  # bytes of a ping's text; healthchecks.io keeps 100 kB
 
 
@@ -133,7 +134,8 @@ class Notifier:
 
     def _begin_all(self, event: str, code: int, fields: Mapping[str, Any], deadline: float) -> None:
         said = str(fields.get("message") or "")
-        text = self._hide("%s of %s: %s. %s" % (self._log.operation, self._log.database, event, said)).strip(". ")
+        what = self._log.operation + (" of " + self._log.database if self._log.database else "")
+        text = self._hide("%s: %s. %s" % (what, event, said)).strip(". ")
         ping = self._ping(event, code)
         if ping:
             self._begin("ping", ping, text.encode("utf-8", "replace")[:_BODY], "text/plain; charset=utf-8", deadline)
@@ -244,14 +246,38 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _filled(url: str, log: Log, code: int) -> str:
-    for name, value in (("database", log.database), ("operation", log.operation), ("exit_code", str(code))):
+    database = log.database or (log.operation if log.operation == "globals" else "")
+    for name, value in (("database", database), ("operation", log.operation), ("exit_code", str(code))):
         url = url.replace("{%s}" % name, quote(value, safe="", errors="replace"))
     return url
 
 
-def for_command(environ: Mapping[str, str], operation: str, log: Log, hide: Callable[[str], str]) -> Notifier:
+def of_all(wanted: Receivers) -> Receivers:
+    """Who is told of a run of several backups as a whole: not a monitor that has a check for each database."""
+    return replace(wanted, ping_url="") if _DATABASE in wanted.ping_url else wanted
+
+
+def of_each(wanted: Receivers) -> Receivers:
+    """Who is told of each backup in a run of several: a monitor that has a check for each database."""
+    return replace(wanted, webhook_url="", ping_url=wanted.ping_url if _DATABASE in wanted.ping_url else "")
+
+
+def for_each(environ: Mapping[str, str], log: Log, hide: Callable[[str], str], dry_run: bool) -> Notifier:
+    """The command's, of one backup in a run of several."""
+    try:
+        wanted = Receivers() if dry_run else of_each(receivers(environ))
+    except UsageError:
+        wanted = Receivers()  # said once, of all
+    return Notifier(wanted, log, hide)
+
+
+def for_command(
+    environ: Mapping[str, str], operation: str, log: Log, hide: Callable[[str], str], several: bool = False
+) -> Notifier:
     """The command's. The ping is for backups alone, as a monitor waits for one of a schedule; the webhook is for every
     operation. What is wrong with the variables is a warning, as a good backup is worth more than a message.
+
+    `several`: of a run of several backups as a whole.
 
     BACKUP_JOB_FAILED: set by a job of several databases once one of them failed."""
     try:
@@ -259,7 +285,9 @@ def for_command(environ: Mapping[str, str], operation: str, log: Log, hide: Call
     except UsageError as error:
         log.warning("not_notified", message=error.message)
         wanted = Receivers()
-    failed_before = bool(environ.get("BACKUP_JOB_FAILED")) and "{database}" not in wanted.ping_url
+    failed_before = bool(environ.get("BACKUP_JOB_FAILED")) and _DATABASE not in wanted.ping_url
     if operation != "backup" or failed_before:  # the job's one check shall not be told that all is well
         wanted = Receivers("", wanted.webhook_url, wanted.events, wanted.ca_bundle)
+    if several:
+        wanted = of_all(wanted)
     return Notifier(wanted, log, hide)

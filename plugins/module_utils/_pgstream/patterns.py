@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""psql's name patterns (`public.*`, `"Odd Name".t?`) as regular expressions, read as pg_dump reads them."""
+"""psql's name patterns (`public.*`, `"Odd Name".t?`) as regular expressions, read as pg_dump reads them; and simpler
+ones for the names of databases."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import List, Sequence, Tuple
 
 from .errors import UsageError
 
+ALL = "all"  # in place of a database's name: every one that takes connections and is no template
 _SPECIAL = set("|*+?()[]{}.^$\\")
 
 
@@ -62,3 +64,40 @@ def matches(patterns: Sequence[str], schema: str, name: str, visible: bool = Tru
         except re.error as error:
             raise UsageError("the pattern %s is not a regular expression: %s" % (pattern, error)) from None
     return False
+
+
+def is_wildcard(pattern: str) -> bool:
+    """Whether it can mean more than the one name that it is."""
+    return "*" in pattern or "?" in pattern
+
+
+def database_matches(patterns: Sequence[str], name: str) -> bool:
+    """Whether a pattern matches a database's name: `*` is any text, `?` any character, what else stands for itself.
+
+    Not psql's rules: an option that is mostly an exact name (`Shop`, `my.db`) must not fold case, nor part it at dots.
+    """
+    for pattern in patterns:
+        regex = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
+        if re.fullmatch(regex, name, re.DOTALL):
+            return True
+    return False
+
+
+def choose(existing: Sequence[str], wanted: Sequence[str], excluded: Sequence[str] = ()) -> Tuple[List[str], List[str]]:
+    """The databases that are meant, in the order of `wanted`, each once; and the patterns that meant none.
+
+    An exact name is meant whether or not it is among the `existing` ones: the backup itself says why it cannot be made.
+    """
+    names: List[str] = []
+    idle: List[str] = []
+    for pattern in wanted:
+        if pattern == ALL:
+            found = list(existing)
+        elif is_wildcard(pattern):
+            found = [name for name in existing if database_matches([pattern], name)]
+        else:
+            found = [pattern]
+        if not found:
+            idle.append(pattern)
+        names += [name for name in found if not database_matches(excluded, name)]
+    return list(dict.fromkeys(names)), idle

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Removes the backups of one database that a retention policy does not keep, and says of each why it stays or goes.
+"""Removes the backups of one database, or of the globals, that a retention policy does not keep, and says of each why
+it stays or goes.
 
 Only what this engine wrote goes: under the template's name, right under the prefix, with a footer. Everything is known
 before anything is removed: the whole listing, that the clock can be right, that the last backup did not fail, and
@@ -18,7 +19,7 @@ from datetime import datetime
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from . import catalog, retention
-from .errors import BackupError, IntegrityError, LockedError, NotFoundError, StorageError
+from .errors import BackupError, IntegrityError, LockedError, NotFoundError, StorageError, UsageError
 from .events import Log, utc_now
 from .model import BackupInfo, KeptBackup, PruneRequest, PruneResult, RemovedBackup
 from .stages import stage
@@ -60,7 +61,10 @@ def predict_prune(request: PruneRequest, log: Optional[Log] = None) -> PruneResu
 
 def decide(store: Store, request: PruneRequest) -> Plan:
     """Look and judge; removes nothing. Raises BackupError where it would not be safe to remove anything."""
-    found = retention.in_order(catalog.candidates(store, request.database, direct=True))
+    if not (request.database or request.globals):
+        raise UsageError("neither a database nor globals: whose backups to prune is not said")
+    found = catalog.candidates(store, request.database, direct=True, only_globals=request.globals)
+    found = retention.in_order(found)
     policy, now = request.retention, utc_now()
     if retention.is_empty(policy):
         return Plan(tuple(_kept(one, (retention.NO_POLICY,)) for one in found), ())
@@ -112,14 +116,14 @@ def _require_good_run(request: PruneRequest) -> None:
     from .ledger import FAILURE, RUNNING, Ledger  # not every target host's Python has SQLite
 
     for run in Ledger(request.state_dir).view().runs:
-        if (run.operation, run.database) != ("backup", request.database):
+        if (run.operation, run.database) != ("globals" if request.globals else "backup", request.database):
             continue
         # One that runs, or that found another one at work, is no news of either kind.
         if run.status == RUNNING or run.exit_code == LockedError.exit_code:
             continue
         if run.status == FAILURE:
             raise BackupError(
-                "the last backup of %s failed: nothing is removed" % request.database,
+                "the last backup of %s failed: nothing is removed" % (request.database or "the globals"),
                 hint="Prune again after one that succeeds.",
             )
         return

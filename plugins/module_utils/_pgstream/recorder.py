@@ -27,7 +27,7 @@ def operation_of(arguments: Sequence[str]) -> str:
     """
     verb = next((word for word in arguments if not word.startswith("-")), "")
     idle = {"-h", "--help", "--version", "--dry-run"}.intersection(arguments)
-    return verb if verb in OPERATIONS and not idle else ""
+    return verb if verb in OPERATIONS and verb != "globals" and not idle else ""
 
 
 class Recorder:

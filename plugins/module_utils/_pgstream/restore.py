@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive, catalog, codec, limits, loading, schema, target
+from . import archive, catalog, codec, globals_restore, limits, loading, schema, target
 from .analyze import analyze
 from .backup import default_jobs
 from .clients import Clients, find_clients
@@ -46,6 +46,8 @@ class _Plan:
 
 def restore(request: RestoreRequest, log: Log) -> RestoreResult:
     """Run a restore. When this raises, the target is as it was."""
+    if globals_restore.is_meant(request):
+        return globals_restore.restore_globals(request, log)
     with limits.time_limit(request.timeout):
         return _restore(request, log)
 
@@ -65,6 +67,8 @@ def _restore(request: RestoreRequest, log: Log) -> RestoreResult:
 
 def predict_restore(request: RestoreRequest, log: Log) -> RestoreResult:
     """Connect, find and check the backup and the target, and say what a run would do. Changes nothing."""
+    if globals_restore.is_meant(request):
+        return globals_restore.predict_globals_restore(request, log)
     planned = _plan(request, log)
     index = planned.index
     result = RestoreResult(
@@ -135,7 +139,13 @@ def _resolve(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Optio
         raise UsageError("backup_key latest needs the name of a database", hint="Set login_db or source_db.")
     item = catalog.resolve(store, request.key, name, request.latest_before)
     with stage("reading the index"):
-        return item, catalog.read_index(store, item)
+        index = catalog.read_index(store, item)
+    if index is not None and index.is_globals:
+        raise UsageError(
+            "%s is a backup of globals under another name" % store.storage.url(item.key),
+            hint="Say globals to restore it.",
+        )
+    return item, index
 
 
 def _strategy(request: RestoreRequest, found: Target) -> str:
@@ -153,6 +163,7 @@ def _strategy(request: RestoreRequest, found: Target) -> str:
             hint="Restore into another database, or use strategy swap to put the restored one in its place.",
         )
     return "in_place"
+
 
 _TABLESPACE = re.compile(rb"(?m)^SET default_tablespace = '?[^';]")
 

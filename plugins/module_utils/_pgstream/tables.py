@@ -29,7 +29,7 @@ def backup_table(backups: Sequence[BackupInfo]) -> str:
                 UNKNOWN if one.seconds is None else age(int(one.seconds + 0.5)),
                 "%s %s" % (one.verified_level, one.verified_at) if one.verified_at else UNKNOWN,
                 one.database,
-                one.key + ("  (foreign)" if one.foreign else ""),
+                one.key + ("  (globals)" if one.globals else "") + ("  (foreign)" if one.foreign else ""),
                 _kept_by(one),
             ]
         )

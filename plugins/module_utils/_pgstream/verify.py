@@ -56,7 +56,9 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         _check_request(request)
         log.known["level"] = request.level
         store = open_store(request.storage)
-        item = catalog.resolve(store, request.key, request.source_database, request.latest_before)
+        item = catalog.resolve(
+            store, request.key, request.source_database, request.latest_before, of_globals=request.globals
+        )
     url = store.storage.url(item.key)
     log.known["key"] = item.key
     log.database = catalog.parse_key(item.key)[0] or log.database
@@ -66,6 +68,8 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
             index, index_bytes = _read_index(store, item)
         if index is not None:
             log.database = index.database.name
+            if index.is_globals and request.level == "restore":
+                raise UsageError("globals cannot be restored for practice", hint="Use the level content.")
         proof = _prove(request, store, item, index, log)
     except IntegrityError as error:
         if url not in error.message:
@@ -107,7 +111,7 @@ def _check_request(request: VerifyRequest) -> None:
         raise UsageError("compare_source goes with the level restore")
     if request.latest_before and request.key != "latest":
         raise UsageError("latest_before goes with backup_key latest, not with a key")
-    if request.key == "latest" and not request.source_database:
+    if request.key == "latest" and not (request.source_database or request.globals):
         raise UsageError("backup_key latest needs the name of a database", hint="Set source_db or POSTGRES_DB.")
 
 
