@@ -94,7 +94,10 @@ def test_the_playbooks_call_things_by_the_same_names():
     shared = {
         name
         for name in DEFAULTS
-        if re.match(r"pgbackup_(login_|ssl_|bucket|rclone_(remote|config)$|prefix|endpoint|region|access|secret|session|aws)", name)
+        if re.match(
+            r"pgbackup_(login_|ssl_|bucket|rclone_(remote|config)$|prefix|endpoint|region|access|secret|session|aws)",
+            name,
+        )
     }
     assert len(shared) > 10
     assert shared - known == set()
