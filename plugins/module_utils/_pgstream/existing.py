@@ -170,9 +170,12 @@ class ExistingTables:
                 hint += " session_replication_role."
             raise TargetError("rows would fire %s" % _listed("triggers and constraints", found), hint=hint)
 
-    def check_constraints(self) -> None:
+    def check_constraints(self, loaded: bool) -> None:
         """TargetError unless the server itself finds that every foreign key holds. Each constraint is added once more,
-        which reads all rows, in a transaction that is rolled back. Before the load it tells whether we may."""
+        which reads all rows, in a transaction that is rolled back. Before the load it tells whether the role may."""
+        hint = "Restore the tables that these rows refer to, too."
+        if not loaded:
+            hint = "The role must own the tables, and may need CREATE on their schemas."
         for space, table, name, kind, definition in self._session.rows(_CONSTRAINTS, (self._oids,)):
             drop = "" if kind == "f" else "DROP CONSTRAINT %s, " % quote(name)
             self._session.execute("BEGIN")
@@ -182,8 +185,9 @@ class ExistingTables:
                 raise
             except BackupError as error:
                 raise TargetError(
-                    "constraint %s of %s does not hold: %s" % (name, qualified(space, table), error.message),
-                    hint=error.hint or "Restore the tables that these rows refer to, too.",
+                    "the server did not confirm constraint %s of %s: %s"
+                    % (name, qualified(space, table), error.message),
+                    hint=hint,
                 ) from None
             finally:
                 self._roll_back()

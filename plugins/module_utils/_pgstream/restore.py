@@ -127,7 +127,7 @@ class _Run:
             tables = ExistingTables(request.server, name, self.planned.selection.chosen(index))
         with tables:
             with stage("validation"):
-                tables.check_constraints()
+                tables.check_constraints(loaded=False)
             try:
                 loader, rows = self._load_rows(name, index, self.planned.selection, tables)
             except BaseException:
@@ -231,7 +231,7 @@ class _Run:
         with stage("table data"):
             self._table_data(loader, index, choice)
         with stage("foreign keys"):
-            tables.check_constraints()
+            tables.check_constraints(loaded=True)
         if self.request.analyze and tables.names:
             with stage("analyze"), Session(self.request.server, database) as session:
                 session.execute("ANALYZE " + ", ".join(tables.names))
