@@ -68,7 +68,7 @@ NAMES = ("sales.customer", "sales.purchase", "plain", "part_low", "part_high")
 
 
 class Source:
-    """One backup of that, for all tests."""
+    """One backup of that, for all tests on this server."""
 
     def __init__(self, postgres: Any, directory: Path) -> None:
         self.postgres, self.server, self.name = postgres, server_of(postgres), postgres.createdb("partial_source")
@@ -89,9 +89,9 @@ def _sources() -> Dict[str, Source]:
 
 @pytest.fixture
 def source(postgres: Any, _sources: Dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> Source:
-    if not _sources:
-        _sources["it"] = Source(postgres, tmp_path_factory.mktemp("partial") / "store")
-    return _sources["it"]
+    if postgres.bindir not in _sources:
+        _sources[postgres.bindir] = Source(postgres, tmp_path_factory.mktemp("partial") / "store")
+    return _sources[postgres.bindir]
 
 
 @pytest.fixture
@@ -131,6 +131,7 @@ FULL = [50, 900, 700, 500, 500]
 # --- definitions -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 @pytest.mark.parametrize("strategy", ["in_place", "create", "swap"])
 def test_definitions_without_rows(source: Source, database: str, strategy: str) -> None:
     """As pg_dump --schema-only has it, whatever the way; a materialized view stays unfilled."""
@@ -161,6 +162,7 @@ def test_definitions_of_one_table(source: Source, database: str) -> None:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_all_rows_into_definitions(source: Source, bare: str) -> None:
     """Out of order, past foreign keys and triggers; and the whole is what it was."""
     done = source.restore(bare, content="data", jobs=4)
@@ -189,6 +191,7 @@ def test_rows_of_some_tables(source: Source, bare: str) -> None:
     assert value(source, "SELECT count(*) FROM pg_largeobject_metadata", bare) == "0"
 
 
+@pytest.mark.every_major
 def test_rows_that_refer_to_nothing(source: Source, bare: str) -> None:
     """The tables that they refer to are there, and empty: the server's own check finds it, and the rows go again."""
     for names, key in ((("sales.purchase",), "purchase_customer_fkey"), (("part_low",), "part_customer_fkey")):
@@ -202,6 +205,7 @@ def test_rows_that_refer_to_nothing(source: Source, bare: str) -> None:
     assert counts(source, bare) == [50, 900, 0, 500, 0]
 
 
+@pytest.mark.every_major
 def test_a_deferred_constraint_is_checked(source: Source, bare: str) -> None:
     """It is not asked in replica mode; here the target has one that the rows break."""
     key = "ALTER TABLE sales.customer ADD CONSTRAINT one UNIQUE (boss) DEFERRABLE INITIALLY DEFERRED"
@@ -305,6 +309,7 @@ def test_one_at_a_time(source: Source, bare: str, pg_proxy: Proxy) -> None:
 # --- who may ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_a_role_that_may_not_turn_triggers_off(source: Source, bare: str, user: str) -> None:
     """It owns the tables. One without triggers and foreign keys it may fill, any other is refused before a row."""
     owner = "".join("ALTER TABLE %s OWNER TO %s;" % (name, user) for name in (*NAMES, "audit", "part"))
