@@ -18,7 +18,7 @@ as_user() {
 # root's: the crontab. private/ is the jobs' user's: secrets, and marks of running jobs.
 if ! mkdir -p -m 0755 "$run" 2> /dev/null; then # neither root nor a writable /run
     run=$(mktemp -d /tmp/pgbackup.XXXXXX)
-    export RCLONE_CONFIG="$run/private/rclone.conf"
+    [ "${RCLONE_CONFIG:-}" != /run/pgbackup/private/rclone.conf ] || export RCLONE_CONFIG="$run/private/rclone.conf"
 fi
 export PGBACKUP_RUN="$run"
 if [ ! -d "$run/private" ]; then
@@ -27,14 +27,21 @@ if [ ! -d "$run/private" ]; then
 fi
 
 # A secret's file keeps the owner it has on the host. What root can read and the jobs' user cannot is copied for it.
+only_root_reads() { [ "$root" = yes ] && [ -r "$1" ] && ! as_user test -r "$1"; }
+hand_over() { as_user sh -c 'umask 077 && cat > "$1.$$" && mv "$1.$$" "$1"' copy "$2" < "$1"; }
 for name in $(env | sed -n 's/^\([A-Z][A-Z0-9_]*\)_FILE=.*/\1/p'); do
     file=''
     eval "file=\${${name}_FILE:-}"
-    if [ "$root" = yes ] && [ -r "$file" ] && ! as_user test -r "$file"; then
-        as_user sh -c 'umask 077 && cat > "$1.$$" && mv "$1.$$" "$1"' copy "$run/private/$name" < "$file"
+    if only_root_reads "$file"; then
+        hand_over "$file" "$run/private/$name"
         export "${name}_FILE=$run/private/$name"
     fi
 done
+if only_root_reads "${RCLONE_CONFIG:-}"; then
+    # Once: rclone writes the tokens into it that it renews.
+    [ -e "$run/private/remotes.conf" ] || hand_over "$RCLONE_CONFIG" "$run/private/remotes.conf"
+    export RCLONE_CONFIG="$run/private/remotes.conf"
+fi
 
 as_user /opt/pgbackup/bin/rclone-conf.sh
 

@@ -21,6 +21,7 @@ from ._pgstream.config import duration, moment
 from ._pgstream.errors import UsageError
 from ._pgstream.model import (
     COMPRESSIONS,
+    CONTENTS,
     LEVELS,
     LIST_DETAILS,
     RCLONE_REMOTE,
@@ -124,6 +125,7 @@ RESTORE_OPTIONS: Spec = {
     "keep_old": {"type": "bool", "default": RestoreRequest.keep_old},
     "schemas": {"type": "list", "elements": "str", "default": []},
     "tables": {"type": "list", "elements": "str", "default": []},
+    "content": {"type": "str", "default": RestoreRequest.content, "choices": list(CONTENTS)},
     "no_owner": {"type": "bool", "default": RestoreRequest.no_owner},
     "no_privileges": {"type": "bool", "default": RestoreRequest.no_privileges},
     "role": {"type": "str"},
@@ -345,6 +347,7 @@ def restore_request(params: Params) -> RestoreRequest:
         keep_old=params["keep_old"],
         schemas=_names(params, "schemas"),
         tables=_names(params, "tables"),
+        content=params["content"],
         no_owner=params["no_owner"],
         no_privileges=params["no_privileges"],
         role=_text(params, "role"),

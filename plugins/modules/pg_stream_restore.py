@@ -92,15 +92,34 @@ options:
     type: bool
     default: true
   schemas:
-    description: Restore these schemas only.
+    description: Restore these schemas only. A name that the backup does not have is an error.
     type: list
     elements: str
     default: []
   tables:
-    description: Restore these tables only, each as C(table) or C(schema.table).
+    description:
+      - Restore these tables only, each as C(table) or C(schema.table). What a table needs, such as types, functions and
+        sequences, and what hangs on it, such as indexes, comes along. Foreign keys to tables that are left out do not.
+      - Only the blocks of these tables are read from the storage, as RV(bytes_read) tells.
     type: list
     elements: str
     default: []
+  content:
+    description:
+      - What to restore of O(schemas) and O(tables), or of everything when neither is given.
+      - V(all) makes definitions and loads rows.
+      - V(schema) makes definitions only, as C(pg_restore --schema-only) does. No rows are read.
+      - V(data) loads rows, positions of sequences and, without O(schemas) and O(tables), large objects, as
+        C(pg_restore --data-only) does. The tables must exist in the database and be empty. Nothing is created.
+      - With V(data), neither triggers nor foreign keys are asked while rows are loaded, which takes a superuser or,
+        from PostgreSQL 15 on, a role that may set C(session_replication_role). Any other role is refused tables that
+        have some. Afterwards each foreign key of the tables is checked, and a row that refers to nothing fails the
+        restore.
+      - With V(data), a failure leaves the tables empty again. Positions of sequences are set last, and stay. Nobody
+        else should write into the tables meanwhile.
+    type: str
+    default: all
+    choices: [all, data, schema]
   no_owner:
     description: Let the role that restores own everything, instead of the original owners.
     type: bool
@@ -154,6 +173,17 @@ EXAMPLES = r"""
     bucket: company-backups
     prefix: prod
   register: restored
+
+- name: Bring the rows of two tables back that were emptied by mistake
+  become: true
+  become_user: postgres
+  pgstream.backup.pg_stream_restore:
+    backup_key: latest
+    login_db: shop
+    tables: [sales.orders, sales.order_items]
+    content: data
+    bucket: company-backups
+    prefix: prod
 
 - name: Make a staging copy that belongs to another role
   pgstream.backup.pg_stream_restore:
@@ -222,13 +252,23 @@ foreign:
   returned: success
   type: bool
   sample: false
+content:
+  description: What was restored, V(all), V(data) or V(schema).
+  returned: success
+  type: str
+  sample: all
 stored_bytes:
-  description: Number of bytes that were read from the storage.
+  description: Size of the object.
+  returned: success
+  type: int
+  sample: 412876123
+bytes_read:
+  description: Number of bytes that were read from the storage. In check mode, how many would be at the most.
   returned: success
   type: int
   sample: 412876123
 raw_bytes:
-  description: Size of the SQL that was restored.
+  description: Size of the SQL that was restored, without definitions.
   returned: success
   type: int
   sample: 1843200000

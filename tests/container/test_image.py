@@ -9,7 +9,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from .stack import REPOSITORY, sh
+import pyrage
+
+from .stack import REPOSITORY, Stack, sh
 
 
 def test_the_blueprints_build_line(image: str) -> None:
@@ -37,6 +39,29 @@ def test_the_scripts_hand_over_to_the_engine(image: str) -> None:
     done = sh("docker run --rm pgbackup sh -c 'POSTGRES_HOST=localhost ./backup.sh'", check=False)
     assert done.returncode == 2
     assert "missing: POSTGRES_USER, POSTGRES_DB" in json.loads(done.stderr)["message"]
+
+
+def test_encryption_and_rclone_work_in_the_image(stack: Stack, tmp_path: Path) -> None:
+    """A backup to a remote whose configuration only root can read, for a public key; verified with the identity."""
+    identity = pyrage.x25519.Identity.generate()
+    remotes = tmp_path / "rclone.conf"
+    remotes.write_text("[box]\ntype = alias\nremote = /tmp/box\n")
+    remotes.chmod(0o600)
+    stack.sh("docker compose up -d --wait postgres")
+    stack.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS id")
+    script = "mkdir -p /tmp/box/there && pgbackup backup && pgbackup verify latest --level content; ls /tmp/box/there"
+    variables = {"BACKUP_STORE": "rclone:box:there", "RCLONE_CONFIG": "/mnt/rclone.conf", "POSTGRES_DB": "postgres",
+                 "BACKUP_AGE_RECIPIENTS": str(identity.to_public()), "BACKUP_AGE_IDENTITY": str(identity)}
+    stack.set(**variables)
+    options = "-e RCLONE_S3_BUCKET= " + " ".join("-e " + name for name in variables)
+    done = stack.sh("docker compose run --rm --no-deps -T -v %s:/mnt/rclone.conf:ro %s backup sh -c '%s'"
+                    % (remotes, options, script))
+    *lines, name = done.stdout.splitlines()
+    results = [line for line in map(json.loads, lines) if "url" in line]
+    assert name.startswith("postgres_") and name.endswith(".sql.gz.age")
+    assert [(one["operation"], one["rows"], one["key"]) for one in results] == [
+        ("backup", 1000, name), ("verify", 1000, name)
+    ]
 
 
 def test_an_impossible_schedule_is_refused_at_the_start(image: str) -> None:

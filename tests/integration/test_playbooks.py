@@ -306,6 +306,18 @@ def test_check_mode_predicts_and_changes_nothing(
     assert "would restore" in predicted.output and "+++ after: " + fresh_name in predicted.output
 
 
+def test_definitions_first_and_rows_later(play: Callable[..., Play], shop: Any, fresh_name: str) -> None:
+    backup = play("backup", pgbackup_database="shop").result
+    asked = {"backup_key": backup["key"], "target_db": fresh_name}
+    made = play("restore", **asked, create="true", content="schema").result
+    assert (made["strategy"], made["content"], made["rows"]) == ("create", "schema", 0)
+    loaded = play("restore", **asked, content="data").result
+    assert (loaded["strategy"], loaded["content"], loaded["rows"]) == ("in_place", "data", backup["rows"])
+    assert 0 < made["bytes_read"] < loaded["bytes_read"] <= loaded["stored_bytes"] == backup["stored_bytes"]
+    shop.psql("REFRESH MATERIALIZED VIEW sales.revenue", fresh_name)
+    assert compare.differences(shop, "shop", shop, fresh_name, properties=True) == []
+
+
 def test_restore_says_what_is_missing_or_in_the_way(play: Callable[..., Play], shop: Any) -> None:
     assert "No backup to restore: pass -e backup_key=KEY" in play("restore", fails=True).output
     unknown = play("restore", fails=True, backup_key="invalid_filename.sql.gz", create="true").result

@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from _pgstream import age, archive, catalog, framing, schema
+from _pgstream import age, archive, catalog, framing, restore_plan, schema, selection
 from _pgstream import restore as verb
 from _pgstream.cipher import CipherStore, _SealedUpload
 from _pgstream.clients import Clients
@@ -239,11 +239,12 @@ def restored(data: bytes, key: str, **options: Any) -> Outcome:
     request = RestoreRequest(Server(), store.storage, key, "d", jobs=1, analyze=False, correlation_id="c", **options)
     error: Optional[BaseException] = None
     try:
-        item, index = verb._resolve(store, request)
+        item, index = restore_plan._resolve(store, request)
         clients = Clients("/nowhere", 15, 0, Server())  # too old for \restrict, whose token is random
-        planned = verb._Plan(request, store, item, index, Target("d", True), "in_place", clients)
+        choice = None if index is None else selection.choose(store, item.key, index, request, clients, children)
+        planned = restore_plan.Plan(request, store, item, index, choice, Target("d", True), "in_place", clients, 15)
         run = verb._Run(planned, Log(), utc_now())
-        run.processes, run._major = children, 15
+        run.processes = children
         run._load("d")
     except Exception as caught:
         error = caught

@@ -203,6 +203,10 @@ def test_restore_defaults(fake: Fake, run: Run) -> None:
     assert (request.no_owner, request.no_privileges, request.role) == (False, False, "")
     run("restore", "a.key", "--keep-old")
     assert fake.calls[1][1].keep_old is True
+    assert request.content == "all"
+    for number, content in enumerate(("data", "schema"), 2):
+        run("restore", "a.key", "--%s-only" % content)
+        assert fake.calls[number][1].content == content
 
 
 def test_verify_flags_reach_the_request(fake: Fake, run: Run) -> None:
@@ -425,6 +429,7 @@ def test_errors_become_one_line_and_their_exit_code(fake: Fake, run: Run, kind: 
         ["restore"],
         ["restore", "k", "--strategy", "hope"],
         ["restore", "k", "--keep-old", "--drop-old"],
+        ["restore", "k", "--data-only", "--schema-only"],
         ["backup", "--jobs"],
         ["backup", "--jobs", "x"],
         ["backup", "--port", "x"],

@@ -94,7 +94,10 @@ def test_the_playbooks_call_things_by_the_same_names():
     shared = {
         name
         for name in DEFAULTS
-        if re.match(r"pgbackup_(login_|ssl_|bucket|prefix|endpoint|region|access|secret|session|aws)", name)
+        if re.match(
+            r"pgbackup_(login_|ssl_|bucket|rclone_(remote|config)$|prefix|endpoint|region|access|secret|session|aws)",
+            name,
+        )
     }
     assert len(shared) > 10
     assert shared - known == set()
@@ -114,16 +117,47 @@ def played(tmp_path, tasks, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_retention_policy_reaches_the_container(tmp_path):
-    """Rules that are not set are not in the file; nothing of it is a policy by default."""
+def rendered(tmp_path, **variables):
+    """The compose file."""
     source, target = str(ROLE / "templates" / "compose.yml.j2"), tmp_path / "compose.yml"
     task = {"ansible.builtin.template": {"src": source, "dest": str(target), "mode": "0600"}}
     python = {"ansible_python_interpreter": sys.executable, "pgbackup_databases": ["shop"], "ansible_managed": ""}
+    status, output = played(tmp_path, [task], **{**python, **variables})
+    assert status == 0, output
+    return yaml.safe_load(target.read_text())
+
+
+def test_an_rclone_remote_reaches_the_container(tmp_path):
+    """Its configuration is mounted, from the text that was given or from the host's own file."""
+    remote = {"pgbackup_rclone_remote": "box:a/b", "pgbackup_prefix": "p"}
+    for given, file in (
+        ({"pgbackup_rclone_config_content": "[box]\npass = rclone-secret"}, "./secrets/rclone_config"),
+        ({"pgbackup_rclone_config": "/etc/rclone.conf"}, "/etc/rclone.conf"),
+    ):
+        compose = rendered(tmp_path, **remote, **given, pgbackup_age_recipients=["age1a", "age1b"])
+        assert "rclone-secret" not in json.dumps(compose)
+        assert compose["secrets"] == {"rclone_config": {"file": file}}
+        for service in compose["services"].values():
+            found = {name: value for name, value in service["environment"].items() if "KEEP" not in name}
+            assert (found["BACKUP_STORE"], found["BACKUP_PREFIX"]) == ("rclone:box:a/b", "p")
+            assert found["RCLONE_CONFIG"] == "/run/secrets/rclone_config" and service["secrets"] == ["rclone_config"]
+            assert found["BACKUP_AGE_RECIPIENTS"] == "age1a age1b"
+            assert not [name for name in found if "S3" in name]
+
+
+def test_the_other_secrets_are_named_by_files(tmp_path):
+    compose = rendered(tmp_path, pgbackup_bucket="b", pgbackup_login_password="x", pgbackup_age_identity="y")
+    found = compose["services"]["pgbackup"]["environment"]
+    assert found["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres_password"
+    assert found["BACKUP_AGE_IDENTITY_FILE"] == "/run/secrets/age_identity"
+    assert "RCLONE_CONFIG" not in found and "BACKUP_STORE" not in found
+
+
+def test_the_retention_policy_reaches_the_container(tmp_path):
+    """Rules that are not set are not in the file; nothing of it is a policy by default."""
 
     def environment(**variables):
-        status, output = played(tmp_path, [task], **python, **variables)
-        assert status == 0, output
-        found = yaml.safe_load(target.read_text())["services"]["pgbackup"]["environment"]
+        found = rendered(tmp_path, **variables)["services"]["pgbackup"]["environment"]
         return {name: value for name, value in found.items() if "KEEP" in name}
 
     assert environment() == {"BACKUP_MIN_KEEP": "1"}
@@ -139,15 +173,8 @@ def test_which_databases_are_meant_reaches_the_container(tmp_path):
     sys.path.insert(0, str(REPOSITORY / "plugins" / "module_utils"))
     from _pgstream import config_cluster
 
-    source, target = str(ROLE / "templates" / "compose.yml.j2"), tmp_path / "compose.yml"
-    task = {"ansible.builtin.template": {"src": source, "dest": str(target), "mode": "0600"}}
-
     def environment(**variables):
-        status, output = played(
-            tmp_path, [task], ansible_python_interpreter=sys.executable, ansible_managed="", **variables
-        )
-        assert status == 0, output
-        found = yaml.safe_load(target.read_text())["services"]["pgbackup"]["environment"]
+        found = rendered(tmp_path, **variables)["services"]["pgbackup"]["environment"]
         return {name: value.replace("$$", "$") for name, value in found.items()}
 
     one = environment(pgbackup_databases="shop")
@@ -166,14 +193,35 @@ def test_which_databases_are_meant_reaches_the_container(tmp_path):
         assert config_cluster.of_job(alone).databases == (pattern,) and "POSTGRES_DB" not in alone
 
 
+LEAST = {"pgbackup_databases": ["shop"], "pgbackup_login_host": "db", "pgbackup_login_user": "u"}
+ONE_STORE = "exactly one of pgbackup_bucket, pgbackup_directory and pgbackup_rclone_remote must be given"
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({}, ONE_STORE),
+        ({"bucket": "b", "directory": "/d"}, ONE_STORE),
+        ({"bucket": "b", "rclone_remote": "r:", "rclone_config": "/c"}, ONE_STORE),
+        ({"rclone_remote": "r:"}, "pgbackup_rclone_remote needs one of pgbackup_rclone_config and"),
+        ({"rclone_remote": "r:", "rclone_config": "/c", "rclone_config_content": "x"}, "needs one of"),
+        ({"rclone_remote": ":sftp,pass=x:", "rclone_config": "/c"}, "must be remote:path"),
+        ({"rclone_remote": "nothing", "rclone_config": "/c"}, "must be remote:path"),
+        ({"bucket": "b", "rclone_config": "/c"}, "are for pgbackup_rclone_remote"),
+        ({"rclone_remote": "my box:a/b", "rclone_config": "/c"}, ""),
+        ({"rclone_remote": "r:", "rclone_config_content": "x"}, ""),
+        ({"directory": "/d"}, ""),
+    ],
+)
+def test_one_store_with_what_it_needs(tmp_path, given, said):
+    variables = {"pgbackup_" + name: value for name, value in given.items()}
+    status, output = played(tmp_path, load("tasks/preflight.yml")[:1], **LEAST, **variables)
+    assert (status == 0) == (not said) and said in output
+
+
 def test_a_policy_that_cannot_be_is_refused_before_anything_is_changed(tmp_path):
     preflight = load("tasks/preflight.yml")[:1]
-    good = {
-        "pgbackup_databases": ["shop"],
-        "pgbackup_login_host": "db",
-        "pgbackup_login_user": "u",
-        "pgbackup_bucket": "b",
-    }
+    good = {**LEAST, "pgbackup_bucket": "b"}
     assert played(tmp_path, preflight, **good, pgbackup_keep_daily=7, pgbackup_keep_within="14d")[0] == 0
     status, output = played(tmp_path, preflight, **good, pgbackup_keep_daily=-1, pgbackup_keep_within="14 days")
     assert status != 0 and "pgbackup_keep_last and its like must not be negative" in output

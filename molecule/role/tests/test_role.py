@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import pyrage
 import pytest
 import testinfra
 import testing
@@ -22,6 +24,7 @@ SCENARIO = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
 PROJECT = testing.project() + "-deployed"
 BACKUP, METRICS = PROJECT + "-pgbackup-1", PROJECT + "-pgbackup-metrics-1"
 ARCHIVE = testing.project() + "-archive"
+REMOTE = testing.project() + "-remote"
 YEARLY = "0 0 1 1 *"
 NEVER_NOW = {"pgbackup_schedule": YEARLY}  # from test_a_changed_schedule on
 
@@ -257,9 +260,8 @@ def test_a_changed_secret_reaches_the_container():
 def test_what_is_wrong_is_said_before_anything_is_changed():
     before = inspect(BACKUP)["Id"]
     output, changed = play("converge.yml", fails=True, pgbackup_login_host="", pgbackup_bucket="", **NEVER_NOW)
-    assert "pgbackup_login_host is empty; one of pgbackup_bucket and pgbackup_directory must be given" in " ".join(
-        output.split()
-    )
+    said = "pgbackup_login_host is empty; exactly one of pgbackup_bucket, pgbackup_directory and pgbackup_rclone_remote"
+    assert said + " must be given" in " ".join(output.split())
     output, more = play("converge.yml", fails=True, pgbackup_schedule="61 * * * *")
     assert "'61' is not from 0 to 59" in " ".join(output.split())
     assert changed + more == []
@@ -276,6 +278,46 @@ def test_from_an_archive_every_database_into_a_directory():
     assert sorted(name.partition("_20")[0] for name in found) == ["postgres", "shop"]
     assert set(found.values()) == {"10001"}
     assert play("archive.yml")[1] == []
+
+
+def verify_remote(**secrets):
+    """`pgbackup verify latest` in the container; status, and the last line that it says."""
+    options = [word for name in ("POSTGRES_DB", *secrets) for word in ("--env", name)]  # by name: not in the arguments
+    argv = ["docker", "exec", *options, REMOTE + "-pgbackup-1", "pgbackup", "verify", "latest", "--level", "content"]
+    env = {**os.environ, "POSTGRES_DB": "shop", **secrets}
+    done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_encrypted_to_a_remote_of_rclone():
+    """The deployment has a public key only, so it cannot read what it wrote; with the identity it is verified."""
+    identity = pyrage.x25519.Identity.generate()
+    variables = {"pgbackup_age_recipients": [str(identity.to_public())], **NEVER_NOW}
+    testing.s3().create_bucket(Bucket="boxes")
+    play("remote.yml", **variables)
+    container = REMOTE + "-pgbackup-1"
+    testing.wait_for("catching up", lambda: ("shop", 0) in finished(container))
+    (key,) = testing.keys("boxes")
+    assert re.fullmatch(r"there/daily/shop_20[0-9TZ:-]+\.sql\.gz\.age", key)
+    stored = testing.s3().get_object(Bucket="boxes", Key=key)["Body"].read()
+    assert stored.startswith(b"age-encryption.org/v1\n-> X25519 ")
+    assert b"-- PostgreSQL database dump" in gzip.decompress(pyrage.decrypt(stored, [identity]))
+    status, said = verify_remote()
+    assert status == 2 and "no identity is given" in said["message"]
+    status, said = verify_remote(BACKUP_AGE_IDENTITY=str(identity))
+    assert (status, said["verified"], said["key"], said["rows"]) == (0, True, "daily/" + key.rsplit("/", 1)[1], 61000)
+    assert play("remote.yml", **variables)[1] == []
+
+
+def test_the_remotes_configuration_is_a_secret():
+    file = WORK / "remote" / "secrets" / "rclone_config"
+    assert oct(file.stat().st_mode & 0o777) == "0o600" and testing.SECRET_KEY in file.read_text()
+    container = REMOTE + "-pgbackup-1"
+    look = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2> /dev/null; true"
+    seen = [json.dumps(inspect(container)), json.dumps(log(container)), (WORK / "remote" / "compose.yml").read_text()]
+    seen += [testing.docker("exec", "--user", user, container, "sh", "-c", look) for user in ("root", "pgbackup")]
+    assert "RCLONE_CONFIG=/run/secrets/rclone_config" in seen[0]
+    assert not [text for text in seen for secret in testing.SECRETS if secret in text]
 
 
 def test_absent_leaves_the_backups():

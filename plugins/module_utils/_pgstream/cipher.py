@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from . import age_header
 from .age_header import Header
@@ -87,11 +87,11 @@ class CipherStore(Store):
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         encrypted = key.endswith(ENCRYPTED)
-        return super().read(key, offset, length) if encrypted else self._inner.read(key, offset, length)
+        return super().read(key, offset, length) if encrypted else self._fetch(key, offset, length)
 
     def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
         if not key.endswith(ENCRYPTED):
-            yield from self._inner.stream(key, offset, length)
+            yield from self._counted(self._inner.stream(key, offset, length))
             return
         from .age import CHUNK, TAG
 
@@ -103,12 +103,21 @@ class CipherStore(Store):
         first = opened.start + number * (CHUNK + TAG)
         stop = min(opened.start + (last + 1) * (CHUNK + TAG), opened.size)
         skip, wanted = offset - number * CHUNK, end - offset
-        for sealed in _pieces(self._inner.stream(key, first, stop - first), CHUNK + TAG):
+        for sealed in _pieces(self._counted(self._inner.stream(key, first, stop - first)), CHUNK + TAG):
             contents = self._decrypted(key, opened, number, sealed)[skip:][:wanted]
             number, skip, wanted = number + 1, 0, wanted - len(contents)
             yield contents
         if wanted:
             raise IntegrityError("%s ended %d bytes early" % (key, wanted))
+
+    def _fetch(self, key: str, offset: int, length: int) -> bytes:
+        return b"".join(self._counted([self._inner.read(key, offset, length)]))
+
+    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            with self._lock:
+                self.bytes_read += len(piece)
+            yield piece
 
     def _decrypted(self, key: str, opened: _Opened, number: int, sealed: bytes) -> bytes:
         assert opened.payload is not None  # `_open` saw to that
@@ -155,7 +164,7 @@ class CipherStore(Store):
 
     def _read_header(self, key: str, size: int) -> _Opened:
         for most in (age_header.USUAL, age_header.MOST):
-            start = self._inner.read(key, 0, min(size, most)) if size else b""
+            start = self._fetch(key, 0, min(size, most)) if size else b""
             header = age_header.parse(start, len(start) == min(size, age_header.MOST))
             if header is not None:
                 break
@@ -168,7 +177,7 @@ class CipherStore(Store):
         if file_key is None:
             return _Opened(size, header, None, 0, 0, 0)
         body = header.length + age.NONCE
-        nonce = (start if len(start) >= body else self._inner.read(key, 0, min(size, body)))[header.length : body]
+        nonce = (start if len(start) >= body else self._fetch(key, 0, min(size, body)))[header.length : body]
         stored, whole = size - body, age.CHUNK + age.TAG
         chunks = max(1, -(-stored // whole))
         last = stored - (chunks - 1) * whole

@@ -172,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     _setting(restore, "BACKUP_TIMEOUT", "end the run after this: 90m, 6h")
     for name in ("schema", "table"):
         _pattern(restore, name, "restore only this; may be repeated")
+    part = restore.add_mutually_exclusive_group()
+    for name, text in (("data", "rows, into tables that exist and are empty"), ("schema", "definitions, no rows")):
+        flag = "--%s-only" % name
+        part.add_argument(flag, dest="content", action="store_const", const=name, default="all", help=text)
     _names(restore)
     restore.add_argument("--no-analyze", dest="analyze", action="store_false")
     restore.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")
@@ -288,6 +292,7 @@ def _restore(options: argparse.Namespace, environ: Texts, flags: Texts, log: Ter
         keep_old=options.keep_old,
         schemas=tuple(options.schema),
         tables=tuple(options.table),
+        content=options.content,
         no_owner=options.no_owner,
         no_privileges=options.no_privileges,
         role=options.role,

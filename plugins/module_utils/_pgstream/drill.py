@@ -89,7 +89,7 @@ def drill(request: VerifyRequest, item: StoredObject, index: Optional[Index], lo
     if request.compare_source:
         counted += ", with the contents that the source has"
     return Proof(
-        bytes_read=done.stored_bytes,
+        bytes_read=done.bytes_read,
         raw_bytes=done.raw_bytes,
         rows=done.rows,
         compared_tables=sum(len(unit.tables) for unit in units) if request.compare_source else 0,

@@ -26,36 +26,45 @@ LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
 _TAIL = 4096  # bytes of a dump in which its last words are looked for
 #: pg_dump's closing comment, with nothing after it but comments, empty lines and (since August 2025) \unrestrict.
-_COMPLETE = re.compile(
-    rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z"
-)
+_COMPLETE = re.compile(rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z")
 
 
-def load_options(major: int) -> str:
+def load_options(major: int, triggers: bool = True) -> str:
     """For PGOPTIONS: what only speeds a load, or keeps settings of a database, role or server from hindering it.
-    `major`: the server's."""
+    `major`: the server's. `triggers`: whether rows fire them, foreign keys' too."""
     speed = {"synchronous_commit": "off", "maintenance_work_mem": "256MB", "client_min_messages": "warning"}
     # Options of text search dictionaries are stored as they were spelled.
     spelling = {"quote_all_identifiers": "off"}
-    return " ".join("-c %s=%s" % item for item in {**speed, **spelling, **unhindered(major)}.items())
+    silent = {} if triggers else {"session_replication_role": "replica"}
+    return " ".join("-c %s=%s" % item for item in {**speed, **spelling, **silent, **unhindered(major)}.items())
 
 
 class Loader:
     """Feeds SQL to the target database. One per restore; `load` may run in several threads."""
 
     def __init__(
-        self, clients: Clients, processes: Processes, database: str, role: str, major: int, encoding: str = "UTF8"
+        self,
+        clients: Clients,
+        processes: Processes,
+        database: str,
+        role: str,
+        major: int,
+        encoding: str = "UTF8",
+        triggers: bool = True,
     ) -> None:
         self._clients = clients
         self._processes = processes
         self._database = database
         self._role = role
-        self._options = load_options(major)
+        self._major = major
+        self._options = load_options(major, triggers)
         self._encoding = encoding
         self._lock = threading.Lock()
         self.rows: Dict[int, int] = {}
-        self.stored_bytes = 0
         self.raw_bytes = 0
+
+    def turn_triggers_on(self) -> None:
+        self._options = load_options(self._major)
 
     def open(self, name: str = "psql") -> Process:
         process = self._clients.psql(
@@ -103,7 +112,6 @@ class Loader:
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
             with self._lock:
-                self.stored_bytes += block.length
                 self.raw_bytes += block.raw_length
         process.write(b"COMMIT;\n")
         process.close_input()
@@ -212,7 +220,6 @@ def load_foreign(
     hint = "Use another backup; what there is can be looked at with gunzip and psql."
     dump = PlainDump(damaged=hint, cut=hint)
     for piece in pieces:
-        loader.stored_bytes += len(piece)
         for sql in decode(piece):
             if not loader.raw_bytes and sql.startswith(b"PGDMP"):
                 raise UsageError("it is a custom-format archive of pg_dump", hint="Restore it with pg_restore.")

@@ -15,6 +15,7 @@ ENGINE_VERSION = "0.1.0"
 
 COMPRESSIONS = ("gzip", "zstd", "none")
 LEVELS = ("index", "content", "restore")  # of a verification; each proves what the one before does, and more
+CONTENTS = ("all", "data", "schema")  # of a backup, to restore
 LIST_DETAILS = 100  # of the newest backups in a listing, that are looked into unless told otherwise
 #: A remote that rclone's configuration names. Not `:backend,option=value:path`: arguments are for every user to read.
 RCLONE_REMOTE = re.compile(r"[\w+@.][\w+@. -]*:[^\0\n]*", re.ASCII)
@@ -121,6 +122,7 @@ class RestoreRequest:
     keep_old: bool = True  # swap: keep the replaced database under another name
     schemas: Tuple[str, ...] = ()
     tables: Tuple[str, ...] = ()  # "table" or "schema.table"
+    content: str = "all"  # one of CONTENTS
     no_owner: bool = False
     no_privileges: bool = False
     role: str = ""
@@ -321,8 +323,10 @@ class RestoreResult:
     strategy: str = ""  # what was done: create, swap, in_place
     old_database: str = ""  # where the replaced database is kept
     foreign: bool = False
-    stored_bytes: int = 0  # bytes read from the store
-    raw_bytes: int = 0
+    content: str = ""  # one of CONTENTS
+    stored_bytes: int = 0  # size of the object
+    bytes_read: int = 0  # from the store; of a prediction, that would be at the most, as they are before encryption
+    raw_bytes: int = 0  # of SQL that was loaded
     rows: int = 0
     tables: int = 0
     seconds: float = 0.0

@@ -9,39 +9,26 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from . import archive, catalog, codec, globals_restore, limits, loading, schema, target
 from .analyze import analyze
-from .backup import default_jobs
-from .clients import Clients, find_clients
 from .copying import preamble
-from .errors import BackupError, IntegrityError, TargetError, UsageError
-from .events import Log, new_correlation_id, rfc3339, utc_now
-from .loading import Loader, Reader
+from .errors import BackupError, IntegrityError, UsageError
+from .events import Log, rfc3339, utc_now
+from .existing import ExistingTables
+from .loading import Loader
 from .model import Block, Index, RestoreRequest, RestoreResult, TableResult
 from .process import Processes, memory_file
 from .quoting import qualified
-from .session import AT_START, Session
-from .stages import all_faults, stage
-from .store import Store, StoredObject, open_store
-from .target import Maintenance, Target
+from .restore_plan import Plan, plan
+from .selection import Selection, sequence_values
+from .session import Session
+from .stages import stage
+from .target import Maintenance
 from .workers import run_parallel
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a restore is about to do, all of it checked."""
-
-    request: RestoreRequest
-    store: Store
-    item: StoredObject
-    index: Optional[Index]  # None: a foreign object
-    target: Target
-    how: str  # create, swap, in_place
-    clients: Clients
 
 
 def restore(request: RestoreRequest, log: Log) -> RestoreResult:
@@ -54,8 +41,10 @@ def restore(request: RestoreRequest, log: Log) -> RestoreResult:
 
 def _restore(request: RestoreRequest, log: Log) -> RestoreResult:
     start = utc_now()
-    planned = _plan(request, log)
+    planned = plan(request, log)
     run = _Run(planned, log, start)
+    if request.content == "data":
+        return run.into_tables()
     if planned.how == "in_place":
         return run.in_place()
     maintenance = Maintenance(planned.request.server, planned.target.name)
@@ -69,8 +58,8 @@ def predict_restore(request: RestoreRequest, log: Log) -> RestoreResult:
     """Connect, find and check the backup and the target, and say what a run would do. Changes nothing."""
     if globals_restore.is_meant(request):
         return globals_restore.predict_globals_restore(request, log)
-    planned = _plan(request, log)
-    index = planned.index
+    planned = plan(request, log)
+    index, choice, content = planned.index, planned.selection, planned.request.content
     result = RestoreResult(
         changed=True,
         database=planned.target.name,
@@ -79,90 +68,31 @@ def predict_restore(request: RestoreRequest, log: Log) -> RestoreResult:
         correlation_id=planned.request.correlation_id,
         strategy=planned.how,
         foreign=index is None,
+        content=content,
+        stored_bytes=planned.item.size,
+        bytes_read=planned.store.bytes_read + planned.item.size,
         jobs=planned.request.jobs,
-        message="would restore by %s; the target is now: %s" % (planned.how, planned.target.described()),
     )
-    if index is None:
-        return result
+    rows = ""
+    if index is not None and choice is not None:
+        tables = choice.chosen(index)
+        blocks = choice.data + choice.rest
+        result = replace(
+            result,
+            source_database=index.database.name,
+            bytes_read=planned.store.bytes_read + sum(block.length for block in blocks),
+            rows=sum(table.rows for table in tables),
+            tables=len(tables),
+            raw_bytes=sum(block.raw_length for block in blocks),
+            snapshot_at=index.snapshot_at,
+            table_rows=tuple(TableResult(each.schema, each.name, each.rows, each.raw_bytes) for each in tables),
+        )
+        rows = "definitions only, " if content == "schema" else "%d rows of %d tables, " % (result.rows, len(tables))
     return replace(
         result,
-        source_database=index.database.name,
-        rows=index.rows,
-        tables=len(index.tables),
-        raw_bytes=index.raw_bytes,
-        snapshot_at=index.snapshot_at,
-        table_rows=tuple(TableResult(each.schema, each.name, each.rows, each.raw_bytes) for each in index.tables),
+        message="would restore by %s: %sreading at most %d bytes; the target is now: %s"
+        % (planned.how, rows, result.bytes_read, planned.target.described()),
     )
-
-
-def _plan(request: RestoreRequest, log: Log) -> _Plan:
-    request = replace(
-        request,
-        jobs=request.jobs or default_jobs(),
-        correlation_id=request.correlation_id or new_correlation_id(),
-    )
-    log.correlation_id, log.operation, log.database = request.correlation_id, "restore", request.database
-    if request.latest_before and request.key != "latest":
-        raise UsageError("latest_before goes with backup_key latest, not with a key")
-    with stage("validation"):
-        store = open_store(request.storage)
-        (item, index), _reachable = all_faults(lambda: _resolve(store, request), lambda: _reach(request))
-        name = request.database or (index.database.name if index else catalog.parse_key(item.key)[0])
-        if not name:
-            raise UsageError("the target database is not named, and the backup does not name one", hint="Set login_db.")
-        log.database = name
-        found = target.inspect(request.server, name)
-        how = _strategy(request, found)
-        if index is None and (request.schemas or request.tables):
-            raise UsageError("a dump without an index is restored whole: schemas and tables cannot be chosen from it")
-        major = _reach(request)
-        clients = find_clients(request.server, max(major, index.pg_dump_version if index else 0), "server and backup")
-    return _Plan(replace(request, database=name), store, item, index, found, how, clients)
-
-
-def _reach(request: RestoreRequest) -> int:
-    """The server's major version; raises when it cannot be reached at all."""
-    server = request.server
-    try:
-        with Session(server, server.maintenance_db, patience=AT_START) as session:
-            return session.major
-    except BackupError:
-        if not request.database or request.database == server.maintenance_db:
-            raise
-        with Session(server, request.database) as session:
-            return session.major
-
-
-def _resolve(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Optional[Index]]:
-    name = request.source_database or request.database
-    if request.key == "latest" and not name:
-        raise UsageError("backup_key latest needs the name of a database", hint="Set login_db or source_db.")
-    item = catalog.resolve(store, request.key, name, request.latest_before)
-    with stage("reading the index"):
-        index = catalog.read_index(store, item)
-    if index is not None and index.is_globals:
-        raise UsageError(
-            "%s is a backup of globals under another name" % store.storage.url(item.key),
-            hint="Say globals to restore it.",
-        )
-    return item, index
-
-
-def _strategy(request: RestoreRequest, found: Target) -> str:
-    """create, swap or in_place; TargetError says which option would allow what is asked."""
-    if not found.exists:
-        if request.strategy == "in_place" or not request.create:
-            hint = "" if request.strategy == "in_place" else "Use create to have it made."
-            raise TargetError("database %s does not exist" % found.name, hint=hint)
-        return "create"
-    if request.strategy == "swap":
-        return "swap"
-    if found.content:
-        raise TargetError(
-            "database %s is not empty: it %s" % (found.name, found.described()),
-            hint="Restore into another database, or use strategy swap to put the restored one in its place.",
-        )
-    return "in_place"
 
 
 _TABLESPACE = re.compile(rb"(?m)^SET default_tablespace = '?[^';]")
@@ -171,7 +101,7 @@ _TABLESPACE = re.compile(rb"(?m)^SET default_tablespace = '?[^';]")
 class _Run:
     """One restore that was planned."""
 
-    def __init__(self, planned: _Plan, log: Log, start: datetime) -> None:
+    def __init__(self, planned: Plan, log: Log, start: datetime) -> None:
         self.planned = planned
         self.request = planned.request
         self.log = log
@@ -192,6 +122,27 @@ class _Run:
             except BackupError as error:  # told after the first cause, not instead of it
                 self.log.warning("not_emptied", object=self.planned.target.name, message=error.sentence())
             raise
+        return self._result(loader, rows, "")
+
+    def into_tables(self) -> RestoreResult:
+        """Rows into tables that exist, which a failure leaves empty again."""
+        assert self.planned.index is not None and self.planned.selection is not None  # as `plan` refuses other dumps
+        request, name, index = self.request, self.planned.target.name, self.planned.index
+        self._started()
+        with stage("validation"):
+            tables = ExistingTables(request.server, name, self.planned.selection.chosen(index))
+        with tables:
+            with stage("validation"):
+                tables.check_constraints(loaded=False)
+            try:
+                loader, rows = self._load_rows(name, index, self.planned.selection, tables)
+            except BaseException:
+                self.processes.kill_all()
+                try:
+                    tables.empty_again(self.log)
+                except BackupError as error:
+                    self.log.warning("not_emptied", object=name, message=error.sentence())
+                raise
         return self._result(loader, rows, "")
 
     def beside(self, maintenance: Maintenance) -> RestoreResult:
@@ -249,93 +200,83 @@ class _Run:
         self.log.info("started", key=self.planned.item.key, strategy=self.planned.how, jobs=self.request.jobs)
 
     def _load(self, database: str) -> Tuple[Loader, Tuple[TableResult, ...]]:
-        if self.planned.index is None:
+        if self.planned.index is None or self.planned.selection is None:
             return self._load_foreign(database)
-        return self._load_blocks(database, self.planned.index)
+        return self._load_blocks(database, self.planned.index, self.planned.selection)
+
+    def _loader(self, database: str, encoding: str = "UTF8", triggers: bool = True) -> Loader:
+        planned = self.planned
+        return Loader(planned.clients, self.processes, database, self.request.role, planned.major, encoding, triggers)
 
     # A backup of ours: head, data in parallel, rest, tail.
 
-    def _load_blocks(self, database: str, index: Index) -> Tuple[Loader, Tuple[TableResult, ...]]:
-        request, store, key, clients = self.request, self.planned.store, self.planned.item.key, self.planned.clients
-        loader = Loader(clients, self.processes, database, request.role, self._server_major(), index.database.encoding)
-        sections: Dict[str, List[Block]] = {}
-        for block in index.blocks:
-            sections.setdefault(block.section, []).append(block)
-        with stage("reading the schema archive"):
-            dumped = schema.from_comments(self._sql(index, sections.get("schema", [])))
-            picked, chosen = self._chosen(dumped, index)
-            options = self._schema_options(picked)
+    def _load_blocks(self, database: str, index: Index, choice: Selection) -> Tuple[Loader, Tuple[TableResult, ...]]:
+        loader = self._loader(database, index.database.encoding)
+        options = self._schema_options(choice.entries)
         with stage("head"):
-            head = self._script(dumped, "pre-data", options)
-            loader.script(head)
+            loader.script(self._script(choice.archive, "pre-data", options))
         with stage("table data"):
-            data = [block for block in sections.get("data", []) if _holds(block, chosen)]
-            total = sum(block.length for block in data)
-
-            def work(run: Sequence[Block]) -> None:
-                loader.load(store, key, index, run, chosen)
-                self.done += sum(block.length for block in run)
-                self.log.progress(self.done, total, "table data")
-
-            size = loading.run_size(index, request.jobs)
-            run_parallel(archive.runs(data, size), work, request.jobs, self.processes.kill_all)
+            self._table_data(loader, index, choice)
         with stage("rest of the data"):
-            rest = sections.get("rest", [])
-            if picked is None:
-                unwanted: Tuple[bytes, ...] = (b"ALTER LARGE OBJECT ",) if request.no_owner else ()
-                if request.no_privileges:
-                    unwanted += (b"GRANT ", b"REVOKE ")
-                for run in archive.runs(rest, loading.LARGEST_RUN):
-                    loader.load(store, key, index, run, unwanted=unwanted)
-            elif rest:
-                # Block by block: large objects are in them too, and may be more than memory.
-                loader.script(b"".join(_sequence_values(self._sql(index, [block]), picked) for block in rest))
+            self._rest(loader, index, choice, loading.LARGEST_RUN)
         with stage("row counts"):
-            rows = self._count(loader, index, chosen)
+            rows = self._count(loader, index, choice)
         with stage("indexes and constraints"):
-            self._tail(database, dumped, options, loader)
-        self._analyze(database)
+            self._tail(database, choice.archive, options, loader)
+        if self.request.content == "all":
+            self._analyze(database)
         return loader, rows
 
-    def _sql(self, index: Index, blocks: Sequence[Block]) -> bytes:
-        """The SQL of blocks that are needed in memory."""
-        if not blocks:
-            return b""
-        reader = Reader(self.planned.store, self.planned.item.key, blocks)
-        return b"".join(
-            piece for block in blocks for piece in archive.block_sql(index.compression, block, reader.next_block(block))
-        )
+    def _load_rows(
+        self, database: str, index: Index, choice: Selection, tables: ExistingTables
+    ) -> Tuple[Loader, Tuple[TableResult, ...]]:
+        """Last what cannot be taken back: the rest, in one transaction, of which sequence values are no part. Rows of
+        extensions in it come in the order of their foreign keys."""
+        loader = self._loader(database, index.database.encoding, not tables.triggers_off)
+        with stage("table data"):
+            self._table_data(loader, index, choice)
+        with stage("foreign keys"):
+            tables.check_constraints(loaded=True)
+        if self.request.analyze and tables.names:
+            with stage("analyze"), Session(self.request.server, database) as session:
+                session.execute("ANALYZE " + ", ".join(tables.names))
+        with stage("rest of the data"):
+            loader.turn_triggers_on()
+            self._rest(loader, index, choice, index.stored_bytes)
+        with stage("row counts"):
+            return loader, self._count(loader, index, choice)
 
-    def _chosen(self, dumped: bytes, index: Index) -> Tuple[Optional[List[schema.Entry]], Optional[Set[int]]]:
-        """The archive's entries and the numbers of the tables to restore; None, None for everything."""
-        request = self.request
-        if not (request.schemas or request.tables):
-            return None, None
-        wanted = [tuple(name.split(".", 1)) if "." in name else ("", name) for name in request.tables]
-        toc = schema.entries(self.planned.clients, self.processes, dumped)
-        oids = {
-            table.oid
-            for table in index.tables
-            if table.schema in request.schemas
-            or any(name == table.name and space in ("", table.schema) for space, name in wanted)
-        }
-        picked, oids = schema.select(toc, request.schemas, wanted, oids)  # type: ignore[arg-type]
-        if not oids and not any(entry.oid for entry in picked):
-            raise UsageError(
-                "nothing in the backup matches the schemas and tables asked for",
-                hint="It has the schemas %s." % ", ".join(sorted({table.schema for table in index.tables})[:10]),
-            )
-        return picked, {table.number for table in index.tables if table.oid in oids}
+    def _table_data(self, loader: Loader, index: Index, choice: Selection) -> None:
+        total = sum(block.length for block in choice.data)
 
-    def _schema_options(self, picked: Optional[List[schema.Entry]]) -> List[str]:
+        def work(run: Sequence[Block]) -> None:
+            loader.load(self.planned.store, self.planned.item.key, index, run, choice.tables)
+            self.done += sum(block.length for block in run)
+            self.log.progress(self.done, total, "table data")
+
+        runs = archive.runs(choice.data, loading.run_size(index, self.request.jobs))
+        run_parallel(runs, work, self.request.jobs, self.processes.kill_all)
+
+    def _rest(self, loader: Loader, index: Index, choice: Selection, limit: int) -> None:
+        """`limit`: stored bytes of a transaction."""
+        store, key = self.planned.store, self.planned.item.key
+        if choice.entries is None:
+            unwanted: Tuple[bytes, ...] = (b"ALTER LARGE OBJECT ",) if self.request.no_owner else ()
+            if self.request.no_privileges:
+                unwanted += (b"GRANT ", b"REVOKE ")
+            for run in archive.runs(choice.rest, limit):
+                loader.load(store, key, index, run, unwanted=unwanted)
+        elif choice.rest:
+            loader.script(b"".join(sequence_values(store, key, index, choice)))
+
+    def _schema_options(self, entries: Optional[Sequence[schema.Entry]]) -> List[str]:
         request = self.request
         options = ["--no-owner"] if request.no_owner else []
         options += ["--no-privileges"] if request.no_privileges else []
-        if picked is not None:
-            self.use_list = memory_file(b"\n".join(entry.line for entry in picked) + b"\n")
+        self.use_list = -1
+        if entries is not None:
+            self.use_list = memory_file(b"\n".join(entry.line for entry in entries) + b"\n")
             options.append("--use-list=/dev/fd/%d" % self.use_list)
-        else:
-            self.use_list = -1
         return options
 
     def _script(self, dumped: bytes, section: str, options: Sequence[str]) -> bytes:
@@ -343,12 +284,7 @@ class _Run:
         text = schema.pg_restore_text(
             self.planned.clients, self.processes, dumped, arguments, [self.use_list] if self.use_list >= 0 else []
         )
-        return schema.for_server(text, self._server_major())
-
-    def _server_major(self) -> int:
-        if not hasattr(self, "_major"):
-            self._major = _reach(self.request)
-        return self._major
+        return schema.for_server(text, self.planned.major)
 
     def _tail(self, database: str, dumped: bytes, options: Sequence[str], loader: Loader) -> None:
         """Indexes, constraints, triggers, materialized views: by pg_restore in parallel, where its own settings suit
@@ -358,7 +294,7 @@ class _Run:
         constraint), and the server ends one of them. What fell to that is made again, one after the other.
         """
         clients, request = self.planned.clients, self.request
-        if clients.major >= 17 > self._server_major():
+        if clients.major >= 17 > self.planned.major:
             loader.script(self._script(dumped, "post-data", options))
             return
         file = memory_file(dumped)
@@ -367,7 +303,7 @@ class _Run:
             arguments += ["--role=" + request.role] if request.role else []
             argv = clients.argv("pg_restore", arguments, database) + ["/dev/fd/%d" % file]
             env = clients.environment()
-            env["PGOPTIONS"] = loading.load_options(self._server_major())
+            env["PGOPTIONS"] = loading.load_options(self.planned.major)
             fds = [file] + ([self.use_list] if self.use_list >= 0 else [])
             process = self.processes.spawn(argv, env, "pg_restore", pass_fds=fds)
             try:
@@ -382,12 +318,10 @@ class _Run:
         finally:
             os.close(file)
 
-    def _count(self, loader: Loader, index: Index, chosen: Optional[Set[int]]) -> Tuple[TableResult, ...]:
+    def _count(self, loader: Loader, index: Index, choice: Selection) -> Tuple[TableResult, ...]:
         """Compare what the server took with the index, table by table."""
         results = []
-        for table in index.tables:
-            if chosen is not None and table.number not in chosen:
-                continue
+        for table in choice.chosen(index):
             rows = loader.rows.get(table.number, 0)
             if rows != table.rows:
                 raise IntegrityError(
@@ -401,7 +335,7 @@ class _Run:
 
     def _load_foreign(self, database: str) -> Tuple[Loader, Tuple[TableResult, ...]]:
         store, item = self.planned.store, self.planned.item
-        loader = Loader(self.planned.clients, self.processes, database, self.request.role, self._server_major())
+        loader = self._loader(database)
         with stage("table data"):
             size = store.contents_size(item.key, item.size)
             head = store.read(item.key, 0, min(size, 8))
@@ -449,7 +383,9 @@ class _Run:
             strategy=self.planned.how,
             old_database=kept,
             foreign=index is None,
-            stored_bytes=loader.stored_bytes,
+            content=self.request.content,
+            stored_bytes=item.size,
+            bytes_read=self.planned.store.bytes_read,
             raw_bytes=loader.raw_bytes,
             rows=total,
             tables=len(rows),
@@ -460,22 +396,10 @@ class _Run:
             finished_at=rfc3339(utc_now()),
             jobs=self.request.jobs if index else 1,
             table_rows=rows,
-            message="restored %d rows%s" % (total, " of %d tables" % len(rows) if index else ""),
+            message="restored %d rows%s" % (total, " of %d tables" % len(rows) if index else "")
+            if self.request.content != "schema"
+            else "restored definitions, no rows",
         )
-        self.log.info("restored", key=item.key, rows=total, seconds=result.seconds, old_database=kept)
+        facts = {"rows": total, "seconds": result.seconds, "bytes_read": result.bytes_read}
+        self.log.info("restored", key=item.key, old_database=kept, **facts)
         return result
-
-
-def _holds(block: Block, chosen: Optional[Set[int]]) -> bool:
-    return chosen is None or any(number in chosen for number, _rows in block.tables)
-
-
-def _sequence_values(sql: bytes, picked: Sequence[schema.Entry]) -> bytes:
-    """The setval lines of the chosen sequences."""
-    names = [entry.text for entry in picked if entry.text.startswith(b"SEQUENCE ")]
-    lines = []
-    for line in sql.splitlines():
-        name = schema.sequence_of(line)
-        if name and any(text.startswith(b"SEQUENCE " + name + b" ") for text in names):
-            lines.append(line + b"\n")
-    return b"".join(lines)

@@ -148,12 +148,7 @@ def select(
             chosen.add(entry.dump_id)
         elif kind == b"FK CONSTRAINT":
             continue  # it may need the rows of a table in another schema
-        elif any(rest.startswith(space) or (kind == b"SCHEMA" and rest.startswith(b"- " + space)) for space in spaces):
-            chosen.add(entry.dump_id)
-        elif kind in _RELATIONS and any(
-            rest.startswith(name + table) if name != b" " else rest.partition(b" ")[2].startswith(table)
-            for name, table in names
-        ):
+        elif any(_lies_in(kind, rest, space) for space in spaces) or any(_is(kind, rest, name) for name in names):
             chosen.add(entry.dump_id)
     tables_chosen = {by_id[number].oid for number in chosen if _is_table(by_id[number])}
     picked = set(chosen)
@@ -166,6 +161,8 @@ def select(
             if entry.dump_id in picked or kind not in _ATTACHED:
                 continue
             owners = [number for number in entry.needs if number in by_id and _split(by_id[number])[0] in _OWNERS]
+            # A trigger or an index brings its function along; only comments and grants hang on a function itself.
+            owners = [number for number in owners if _split(by_id[number])[0] in _HOLDERS] or owners
             if kind == b"FK CONSTRAINT" and any(_is_table(by_id[number]) for number in owners if number not in chosen):
                 continue  # a table that came along has its definition only, and no rows to refer to
             if owners and all(number in picked for number in owners):
@@ -176,13 +173,42 @@ def select(
     return [entry for entry in toc if entry.dump_id in picked], tables_chosen
 
 
+def unknown(toc: Sequence[Entry], schemas: Sequence[str], tables: Sequence[Tuple[str, str]]) -> List[str]:
+    """Which of these schemas and (schema or "", relation)s no entry is of."""
+    split = [_split(entry) for entry in toc]
+    missing = [name for name in schemas if not any(_lies_in(kind, rest, _shown(name)) for kind, rest in split)]
+    for space, table in tables:
+        shown = (_shown(space), _shown(table))
+        if not any(_is(kind, rest, shown) for kind, rest in split):
+            missing.append("%s.%s" % (space, table) if space else table)
+    return missing
+
+
+def is_refresh(entry: Entry) -> bool:
+    """Whether it fills a materialized view."""
+    return _split(entry)[0] == b"MATERIALIZED VIEW DATA"
+
+
+def _lies_in(kind: bytes, rest: bytes, space: bytes) -> bool:
+    return rest.startswith(space) or (kind == b"SCHEMA" and rest.startswith(b"- " + space))
+
+
+def _is(kind: bytes, rest: bytes, name: Tuple[bytes, bytes]) -> bool:
+    """Whether it is the relation of this shown (schema or " ", name)."""
+    space, table = name
+    return kind in _RELATIONS and (
+        rest.startswith(space + table) if space != b" " else rest.partition(b" ")[2].startswith(table)
+    )
+
+
 _RELATIONS = (b"TABLE", b"VIEW", b"MATERIALIZED VIEW", b"FOREIGN TABLE", b"SEQUENCE")
 _ATTACHED = (
     b"INDEX", b"CONSTRAINT", b"CHECK CONSTRAINT", b"FK CONSTRAINT", b"TRIGGER", b"DEFAULT", b"SEQUENCE",
     b"SEQUENCE OWNED BY", b"COMMENT", b"ACL", b"RULE", b"POLICY", b"ROW SECURITY", b"STATISTICS", b"TABLE ATTACH",
     b"INDEX ATTACH", b"SECURITY LABEL", b"MATERIALIZED VIEW DATA",
 )  # fmt: skip
-_OWNERS = _RELATIONS + (b"SCHEMA", b"TYPE", b"DOMAIN", b"FUNCTION", b"INDEX", b"CONSTRAINT")
+_HOLDERS = _RELATIONS + (b"INDEX", b"CONSTRAINT")
+_OWNERS = _HOLDERS + (b"SCHEMA", b"TYPE", b"DOMAIN", b"FUNCTION")
 _KINDS = sorted(
     set(
         _RELATIONS

@@ -60,6 +60,8 @@ class Upload:
 class Store:
     """A bucket, directory or remote. Keys are whole: the prefix is part of them."""
 
+    bytes_read = 0  # of objects, as they are stored, by `read` and `stream`; what `open_store` gives counts them
+
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
