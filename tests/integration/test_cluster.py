@@ -13,17 +13,20 @@ import re
 import secrets
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 from _pgstream import catalog
 from _pgstream.ledger import Ledger
+from _pgstream.target import UNFINISHED
 
 from tests.support import servers
 from tests.support.receiver import Receiver
 from tests.support.runs import Outcome, Proxy, command_env, sessions
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 #: As PostgreSQL takes them: spaces, quotes, commas, other alphabets, upper case, and what keys, lists and patterns use.
 ODD = ["my db", "we\"ird na'me", "ünï,cöde", "Shop", "a_2026-01-31T02:00:00Z", "50%", "globals"]
 PASSWORD = "secret-of-app"
@@ -133,6 +136,43 @@ def test_variables_name_them_too(site: Any, store: Path, command: Run) -> None:
     assert done.code == 2 and "no database matches x*, y?" in done.message and len(files(store)) == 3
     done = command(site, "backup", "--databases", "x*", "--databases", "Shop")
     assert done.code == 0 and [line["pattern"] for line in done.errors] == ["x*"]
+
+
+def test_databases_that_are_at_work_are_not_of_all(site: Any, command: Run) -> None:
+    """What a restore fills, and the scratch database of a drill."""
+    unfinished, scratch = "half_" + secrets.token_hex(4), "shop_pgstream_drill_" + secrets.token_hex(4)
+    try:
+        site.psql("CREATE DATABASE %s" % unfinished)
+        site.psql("COMMENT ON DATABASE %s IS '%sshop'" % (unfinished, UNFINISHED))
+        site.psql("CREATE DATABASE %s" % scratch)
+        done = command(site, "backup", "--databases", "all", "--dry-run")
+        assert sorted(each["database"] for each in done.result["backups"]) == sorted([*ODD, "postgres"])
+    finally:
+        for name in (unfinished, scratch):
+            site.dropdb(name)
+
+
+def test_a_scheduled_job_asks_for_the_same(
+    site: Any, environment: Callable[..., Dict[str, str]], tmp_path: Path, broken: str
+) -> None:
+    """The image's program, with the engine of the checkout where the image has it."""
+    (tmp_path / "pgstream").symlink_to(REPOSITORY / "plugins" / "module_utils" / "_pgstream")
+    program = (REPOSITORY / "docker" / "lib" / "databases.py").read_text()
+    (tmp_path / "databases.py").write_text(program.replace("/opt/pgbackup", str(tmp_path)))
+
+    def asked(**variables: str) -> "subprocess.CompletedProcess[str]":
+        env = environment(site, **variables)
+        argv = [sys.executable, str(tmp_path / "databases.py"), "backup"]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+
+    everything = asked(BACKUP_ALL_DATABASES="true", BACKUP_EXCLUDE_DATABASES="post*").stdout
+    assert sorted(everything.splitlines()) == sorted(ODD)
+    assert asked(BACKUP_DATABASES='"my db", Sh*, no*').stdout == "my db\nShop\n"
+    assert asked(BACKUP_DATABASES="a %s" % broken, POSTGRES_PASSWORD="wrong").stdout == "a\n%s\n" % broken
+    assert asked(POSTGRES_DB="shop").stdout == "shop\n"
+    failed = asked(BACKUP_DATABASES="all", POSTGRES_PASSWORD="wrong")
+    assert failed.returncode == 3 and failed.stdout == "" and '"event": "failed"' in failed.stderr
+    assert asked(BACKUP_DATABASES='"a').returncode == 2
 
 
 def test_check_mode_changes_nothing(site: Any, store: Path, command: Run) -> None:
