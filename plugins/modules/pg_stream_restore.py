@@ -60,7 +60,8 @@ options:
         (if they were backed up), settings, memberships and grants of the backup. Nothing is dropped.
       - Any error ends it. Roles come in one transaction, so that none of them is changed then. Tablespaces follow,
         one by one, as PostgreSQL has it, and their directories must exist.
-      - It takes a superuser. O(login_db) and what is about a database do not go with it.
+      - It takes a superuser, whose own password may be among those that are restored. O(login_db) and what is about a
+        database do not go with it.
     type: bool
     default: false
   source_db:

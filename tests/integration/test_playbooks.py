@@ -252,7 +252,8 @@ def test_several_databases_of_several_hosts(
 
         done = play("backup", hosts=hosts)
         assert done.changed == {"db1": 1, "db2": 1}
-        made = sorted((each["host"], each["database"], each["key"]) for each in done.results if "results" not in each)
+        parts = [(each["host"], part) for each in done.results for part in each["backups"]]
+        made = sorted((host, part["database"], part["key"]) for host, part in parts)
         assert [each[:2] for each in made] == [(host, name) for host in hosts for name in site["pgbackup_databases"]]
         assert s3.keys(bucket) == sorted(key for _host, _name, key in made)
         assert all(key.startswith("%s/%s_" % (host, name)) for host, name, key in made)
@@ -266,6 +267,55 @@ def test_several_databases_of_several_hosts(
         assert second.psql("SELECT id FROM thing", fresh_name) == "1\n"
         assert second.psql("SELECT id FROM thing ORDER BY 1", restored["old_database"]) == "1\n8\n"
         assert shop.psql("SELECT id FROM thing", fresh_name) == "0\n"
+
+
+def test_all_databases_and_the_globals(
+    play: Callable[..., Play], site: Dict[str, Any], shop: Any, s3: Any, bucket: str, fresh_name: str
+) -> None:
+    """What the inventory says once serves backup, verification and pruning; one that fails keeps no other away."""
+    for name in (fresh_name, fresh_name + " x", fresh_name + "_left_out"):
+        shop.createdb(name)
+    everything = ["postgres", "shop", fresh_name, fresh_name + " x"]
+    there = "SELECT datname FROM pg_database WHERE NOT datistemplate"
+    site.update(
+        pgbackup_databases="all",
+        pgbackup_exclude_databases=["*_left_out"]
+        + sorted(set(shop.psql(there).splitlines()) - {*everything, fresh_name + "_left_out"}),
+        pgbackup_globals=True,
+    )
+    predicted = play("backup", "--check", "--diff")
+    assert predicted.changed == {"db1": 1} and s3.keys(bucket) == []
+    assert predicted.result["message"] == "would back up 4 of 4 databases, and the globals"
+    done = play("backup").result
+    assert undocumented(facts(done), documented("pg_stream_backup")) == []
+    assert [each["database"] for each in done["backups"]] == [*sorted(everything), ""]
+    keys = [each["key"] for each in done["backups"]]
+    assert sorted(keys) == s3.keys(bucket) and ".cluster.sql.gz" in keys[-1]
+
+    verified = [each for each in play("verify").results if "verified" in each]
+    assert [each["key"] for each in verified] == keys
+    again = play("backup", pgbackup_fresh_within="1h")
+    assert again.changed == {"db1": 0} and [each["key"] for each in again.result["backups"]] == keys
+    shop.psql("UPDATE pg_database SET datallowconn = false WHERE datname = '%s'" % fresh_name)
+    try:
+        site["pgbackup_databases"] = [fresh_name, "sh?p"]
+        failed = play("backup", fails=True).result
+    finally:
+        shop.psql("UPDATE pg_database SET datallowconn = true WHERE datname = '%s'" % fresh_name)
+    assert failed["exit_code"] == 3 and failed["msg"].startswith("1 of 3 backups failed: %s. The first: " % fresh_name)
+    assert [each["status"] for each in failed["backups"]] == ["failed", "ok", "ok"]
+    assert len(s3.keys(bucket)) == len(keys) + 2
+
+    site["pgbackup_databases"] = "all"
+    pruned = {each["database"]: each for each in play("prune", pgbackup_keep_last="1").results if "removed" in each}
+    assert set(pruned) == {*everything, ""}
+    gone = {name: [one["key"] for one in each["removed"]] for name, each in pruned.items() if each["removed"]}
+    assert gone == {"shop": [keys[1]], "": [keys[-1]]}
+    refused = play("restore", fails=True, backup_key="latest")
+    assert "all and patterns are for backups" in refused.output
+    restored = play("restore", backup_key="latest", restore_globals="true").result
+    assert restored["strategy"] == "globals" and restored["message"].endswith("there")
+    assert undocumented(facts(restored), documented("pg_stream_restore")) == []
 
 
 def test_a_named_backup_is_made_once(play: Callable[..., Play], s3: Any, bucket: str) -> None:
@@ -359,7 +409,7 @@ def interpreter_of(user: servers.Identity, place: Path) -> str:
     if not system.exists():
         return ""
     wrapper = place / "python"
-    wrapper.write_text('#!/bin/sh\nPYTHONPATH=\'%s\' exec %s "$@"\n' % (packages, system))
+    wrapper.write_text("#!/bin/sh\nPYTHONPATH='%s' exec %s \"$@\"\n" % (packages, system))
     wrapper.chmod(0o755)
     return str(wrapper)
 

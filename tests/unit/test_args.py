@@ -11,7 +11,7 @@ import json
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.pgstream.backup.plugins.module_utils import _args, _run
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import errors, model
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import cluster_model, errors, model
 
 S3 = {"bucket": "b"}
 
@@ -78,6 +78,58 @@ def test_defaults_are_those_of_the_engine():
     assert restore() == model.RestoreRequest(server=server, storage=model.Storage(bucket="b"), key="k.sql.gz")
     assert info() == (model.Storage(bucket="b"), "", "", model.Retention(), model.LIST_DETAILS)
     assert prune() == model.PruneRequest(storage=model.Storage(bucket="b"), database="shop")
+
+
+def test_several_databases_and_globals_arrive():
+    request = cluster(databases=["all", "", "my db"], exclude_databases=["x*"], globals=True, globals_passwords=True)
+    assert (request.databases, request.exclude) == (("all", "my db"), ("x*",))
+    assert request.globals and request.globals_passwords and request.backup.database == ""
+    assert cluster(login_db="shop") == cluster_model.ClusterRequest(backup())
+    alone = cluster(globals=True, databases=[])
+    assert alone.globals and not alone.databases and not alone.backup.database
+    assert cluster(login_db="shop", globals=True, backup_key="k.sql.gz").backup.key == "k.sql.gz"
+
+
+@pytest.mark.parametrize(
+    "given, fault",
+    [
+        ({}, "login_db: the database to back up is not named"),
+        ({"login_db": "a", "databases": ["b"]}, "login_db and databases: give one of them"),
+        ({"databases": ["b"], "backup_key": "k.sql.gz"}, "backup_key: goes with one database"),
+        ({"globals": True, "backup_key": "k.sql.gz"}, "backup_key: goes with one database"),
+        ({"login_db": "a", "exclude_databases": ["b"]}, "exclude_databases: goes with databases"),
+        ({"databases": ["b"], "globals_passwords": True}, "globals_passwords: goes with `globals: true`"),
+    ],
+)
+def test_faults_of_several_databases(given, fault):
+    with pytest.raises(errors.UsageError, match=fault):
+        cluster(**given)
+
+
+KEY = "globals_2026-01-31T02:00:00Z.cluster.sql.gz"
+
+
+def test_globals_are_asked_for_by_option_or_by_key():
+    assert restore(backup_key="latest", globals=True).globals and not restore(backup_key=KEY).globals
+    assert verify(backup_key="latest", globals=True).globals
+    request = _args.prune_request(validated(_args.PRUNE_SPEC, {**S3, "globals": True, "keep_last": 1}))
+    assert request.globals and request.database == ""
+
+
+@pytest.mark.parametrize("which", [{"backup_key": KEY}, {"backup_key": "latest", "globals": True}])
+@pytest.mark.parametrize(
+    "more",
+    [{"login_db": "x"}, {"create": True}, {"schemas": ["s"]}, {"tables": ["t"]}, {"strategy": "swap"}],
+)
+def test_what_is_of_a_database_goes_not_with_globals(which, more):
+    with pytest.raises(errors.UsageError, match="%s: goes with a database, not with globals" % next(iter(more))):
+        restore(**which, **more)
+
+
+@pytest.mark.parametrize("ask", [lambda: prune(globals=True), lambda: verify(source_db="x", globals=True)])
+def test_a_database_or_globals(ask):
+    with pytest.raises(errors.UsageError, match="and globals: give one of them|source_db and globals"):
+        ask()
 
 
 def test_every_option_arrives():

@@ -244,6 +244,23 @@ def test_faults_of_a_verification_come_all_at_once(fake: Fake, run: Run) -> None
     assert status == 2 and "missing: POSTGRES_HOST, POSTGRES_USER" in err[-1]["message"]
 
 
+def test_globals_flags_reach_the_requests(fake: Fake, run: Run) -> None:
+    assert run("restore", "latest", "--globals")[0] == run("verify", "latest", "--globals")[0] == 0
+    assert run("prune", "--globals", "--keep-last", "1")[0] == 0
+    asked = [request for _name, request in fake.calls]
+    assert all(request.globals for request in asked)
+    assert [asked[0].database, asked[1].source_database, asked[2].database] == ["", "", ""]
+    code, _out, err = run("restore", "latest", "--globals", "--target-db", "x", "--schema", "s", "--source-db", "y")
+    assert code == 2
+    for flag in ("--target-db", "--schema", "--source-db"):
+        assert flag + " goes with a database, not with globals" in err[-1]["message"]
+
+
+def test_a_password_cannot_be_given_to_the_flag_that_sounds_like_one(run: Run) -> None:
+    code, out, err = run("backup", "--globals-passwords=hunter2")
+    assert code == 2 and "no flag takes a secret" in err[-1]["message"] and "hunter2" not in str(out) + str(err)
+
+
 @pytest.mark.parametrize(
     "argv, verb", [(["backup"], "predict_backup"), (["restore", "k"], "predict_restore")], ids=["backup", "restore"]
 )

@@ -113,6 +113,29 @@ def test_after_a_backup_that_failed_or_was_not_made_nothing_is_pruned(job: Job, 
     assert job.calls == ["shop backup", "crm backup", "crm prune"]
 
 
+def test_globals_follow_the_databases_and_are_pruned_too(job: Job) -> None:
+    """Each run is of one of them, whatever variables say of all."""
+    job.program("pgbackup", ENGINE.replace('$*"', '$* ${BACKUP_DATABASES:-}${BACKUP_GLOBALS:-}"'))
+    everything = {"BACKUP_DATABASES": "shop crm", "BACKUP_GLOBALS": "True"}
+    assert job("backup", "--fresh-within", "6h", **everything, BACKUP_KEEP_LAST="3")[0] == 0
+    assert [call.rstrip() for call in job.calls] == [
+        "shop backup --fresh-within 6h",
+        "shop prune",
+        "crm backup --fresh-within 6h",
+        "crm prune",
+        " backup --fresh-within 6h --globals-only",
+        " prune --globals",
+    ]
+    (job.home / "calls").unlink()
+    job.exits("backup", "", 3)
+    job.exits("backup", "shop", 1)
+    assert job("backup", **everything, BACKUP_KEEP_LAST="3")[0] == 1
+    assert [call.rstrip() for call in job.calls][-2:] == ["crm prune", " backup --globals-only"]
+    (job.home / "calls").unlink()
+    job("verify", "latest", **everything)
+    assert [call.rstrip() for call in job.calls][-1] == " verify latest --globals --level content"
+
+
 def test_another_verb_is_not_followed_by_pruning(job: Job) -> None:
     job("verify", BACKUP_KEEP_LAST="3")
     assert job.calls == ["shop verify"]

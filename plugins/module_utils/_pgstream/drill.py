@@ -30,7 +30,7 @@ from .verify import Proof
 
 _ID_LENGTH = 8  # hexadecimal digits
 _NAME_LENGTH = 22  # bytes of the name kept, so that the restore's own suffix fits behind the drill's
-_DRILL = re.compile(r"_pgstream_drill_([0-9a-f]{8})(_pgstream_\1)?$")
+_DRILL = re.compile(r"_pgstream_drill_([0-9a-f]{8})(_pgstream_\1)?$")  # known to `cluster`, too
 _LOCK_CLASS = 0x70677364  # "pgsd": first half of the advisory lock's key, the second is the drill's id
 _DIFFERENCES_NAMED = 5
 

@@ -15,7 +15,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Iterator, List, Set, Tuple
+from typing import Iterator, List, Sequence, Set, Tuple
 
 from . import archive, catalog, limits
 from .clients import Clients, find_clients
@@ -37,6 +37,7 @@ _PIECE = re.compile(
 )
 _CREATE = re.compile(rb'CREATE (ROLE|TABLESPACE) ("(?:[^"]|"")+"|[^\s";]+)', re.DOTALL)
 _HASH = re.compile(r"SCRAM-SHA-256\$[^\s'\"]*|\bmd5[0-9a-f]{32}\b")
+_ROLES_DONE = b"SELECT 'done';"
 _VERBS = (b"ALTER ", b"COMMENT ", b"CREATE ", b"GRANT ", b"REVOKE ", b"SECURITY LABEL ", b"SET ")
 _ABOUT_TABLESPACE = re.compile(rb"(ALTER|COMMENT ON|(GRANT|REVOKE|SECURITY LABEL) .* ON) TABLESPACE ")
 
@@ -183,37 +184,28 @@ def script_of(sql: bytes, existing: Set[bytes]) -> Script:
 
 
 def _run(planned: _Plan, processes: Processes) -> None:
-    script = planned.script
-    role = planned.request.role
-    for name, parts, together in (
-        ("roles", script.roles, True),
-        ("tablespaces", script.tablespaces, False),
-        ("tablespaces", script.rest, True),
-    ):
-        if not parts:
-            continue
-        lines = [b"\\set VERBOSITY terse\n"]  # no line of the script in a message: it may hold a hash
-        if planned.clients.restricts:
-            lines.append(b"\\restrict %s\n" % os.urandom(16).hex().encode())
-        lines.append(b"SET client_encoding = 'UTF8';\nSET standard_conforming_strings = on;\n")
-        lines += [("SET ROLE %s;\n" % quote(role)).encode()] if role else []
-        body = [part + b"\n" for part in parts]
-        lines += [b"BEGIN;\n", *body, b"COMMIT;\n"] if together else body
-        with stage(name):
-            _feed(planned, processes, b"".join(lines))
-
-
-def _feed(planned: _Plan, processes: Processes, sql: bytes) -> None:
-    database = planned.request.server.maintenance_db
+    """In one session: the password of the role that restores may be among what is restored."""
+    script, role = planned.script, planned.request.role
+    lines = [b"\\set VERBOSITY terse\n"]  # no line of the script in a message: it may hold a hash
+    if planned.clients.restricts:
+        lines.append(b"\\restrict %s\n" % os.urandom(16).hex().encode())
+    lines.append(b"SET client_encoding = 'UTF8';\nSET standard_conforming_strings = on;\n")
+    lines += [("SET ROLE %s;\n" % quote(role)).encode()] if role else []
+    lines += [*_together(script.roles), _ROLES_DONE]
+    lines += [*script.tablespaces, *_together(script.rest)]
+    process = planned.clients.psql(processes, planned.request.server.maintenance_db, "UTF8")
     try:
-        process = planned.clients.psql(processes, database, "UTF8")
-        process.write(sql)
+        process.write(b"\n".join(lines) + b"\n")
         process.close_input()
         process.finish()
     except BackupError as error:
         error.message = _HASH.sub("***", error.message)
         error.hint = error.hint or _hint(error.message)
-        raise
+        raise error.at("tablespaces" if process.said().strip() else "roles") from None
+
+
+def _together(parts: Sequence[bytes]) -> Sequence[bytes]:
+    return [b"BEGIN;", *parts, b"COMMIT;"] if parts else []
 
 
 def _hint(message: str) -> str:

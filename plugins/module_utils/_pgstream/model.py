@@ -261,7 +261,6 @@ class BackupInfo:
     size: int
     modified_at: str
     database: str = ""
-    globals: bool = False  # roles and tablespaces of a server, by its name
     time: str = ""  # RFC 3339, from the key
     compression: str = ""
     encrypted: bool = False  # by its name
@@ -275,6 +274,7 @@ class BackupInfo:
     why: Optional[Tuple[str, ...]] = None
     verified_at: str = ""  # RFC 3339; the last verification that found no fault, as the run ledger has it
     verified_level: str = ""  # one of LEVELS
+    globals: bool = False  # roles and tablespaces of a server, by its name
 
 
 @dataclass(frozen=True)

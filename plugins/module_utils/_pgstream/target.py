@@ -21,6 +21,7 @@ from .session import Session
 AFTER_LOSS = 10.0  # seconds for which a server that went away is waited for, to clean up
 NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
 _LOCK_CLASS = 0x70677372  # "pgsr": first half of the advisory lock's key, beside the hash of the target's name
+UNFINISHED = "pgstream.backup: unfinished restore of "  # begins the comment of a database that is restored into
 #: Settings stored as lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c).
 _NAME_LISTS = (
     "local_preload_libraries",
@@ -167,7 +168,7 @@ class Maintenance:
         self._server = server
         self._database = server.maintenance_db if server.maintenance_db != target else "template1"
         self._session = Session(server, self._database)
-        self._mark = "pgstream.backup: unfinished restore of " + target
+        self._mark = UNFINISHED + target
         self._made = 0  # OID of the database that was made
         self.major = self._session.major
         if not self._session.value(
