@@ -23,6 +23,7 @@ from _pgstream.ledger import Ledger
 from _pgstream.target import UNFINISHED
 
 from tests.support import servers
+from tests.support.agekeys import KeyPair
 from tests.support.receiver import Receiver
 from tests.support.runs import Outcome, Proxy, command_env, sessions
 
@@ -377,6 +378,22 @@ def test_hashes_only_where_they_are_asked_for(site: Any, other: Any, store: Path
         assert "SCRAM" not in said.out + said.err and kept not in said.out + said.err
     other.password = site.password
     assert other.psql(HASHES) == site.psql(HASHES)
+
+
+def test_encrypted_globals_are_kept_and_restored_as_all_is(site: Any, other: Any, store: Path, command: Run) -> None:
+    pair = KeyPair()
+    recipients = {"BACKUP_AGE_RECIPIENTS": pair.recipient}
+    made = command(site, "backup", "--databases", "Shop", "--globals", "--globals-passwords", **recipients)
+    assert made.code == 0
+    key = globals_key(store)
+    assert key.endswith(".cluster.sql.gz.age") and b"SCRAM" not in (store / key).read_bytes()
+    fresh = command(site, "backup", "--globals-only", "--fresh-within", "1d", **recipients)
+    assert fresh.code == 0 and [each["key"] for each in fresh.result["backups"]] == [key]
+    assert [one["why"] for one in command(site, "list", "--keep-last", "1").result["backups"]] == [["last 1"]] * 2
+    sealed = command(other, "restore", "latest", "--globals", "--dry-run")
+    assert sealed.code == 2 and "no identity is given" in sealed.message
+    opened = command(other, "restore", "latest", "--globals", "--dry-run", BACKUP_AGE_IDENTITY=pair.identity)
+    assert opened.code == 0 and "4 to make, 1 are there" in opened.result["message"]
 
 
 def test_a_hash_is_in_no_error(site: Any, other: Any, store: Path, command: Run) -> None:

@@ -299,7 +299,11 @@ def test_all_databases_and_the_globals(
     shop.psql("UPDATE pg_database SET datallowconn = false WHERE datname = '%s'" % fresh_name)
     try:
         site["pgbackup_databases"] = [fresh_name, "sh?p"]
-        failed = play("backup", fails=True).result
+        with Receiver() as receiver:
+            site["pgbackup_ping_url"] = receiver.url + "/{database}"
+            failed = play("backup", fails=True).result
+            assert receiver.paths() == ["/%s/fail" % fresh_name, "/shop", "/globals"]
+        del site["pgbackup_ping_url"]
     finally:
         shop.psql("UPDATE pg_database SET datallowconn = true WHERE datname = '%s'" % fresh_name)
     assert failed["exit_code"] == 3 and failed["msg"].startswith("1 of 3 backups failed: %s. The first: " % fresh_name)
