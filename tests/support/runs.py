@@ -364,7 +364,7 @@ class _Conversation:
                 self._answers = self._send(self._client, self._answers)
         # The end of either side ends a held conversation too; a held side is not read any further.
         sides = [side for side in (self._client, self._server) if not (held and side is self._holding)]
-        readable, _, _ = select.select(sides, [], [], POLL if held else None)
+        readable, _writable, _exceptional = select.select(sides, [], [], POLL if held else None)
         if held and self._ended(self._client):
             return False
         for side in readable:
@@ -402,7 +402,7 @@ class _Conversation:
         seen = self._tail + data
         self._tail = seen[-256:]
         for gate in self._gates:
-            if gate.pattern in seen and not gate.released.is_set() and gate not in [one for one, _ in self._armed]:
+            if gate.pattern in seen and not gate.released.is_set() and gate not in [one for one, _left in self._armed]:
                 if gate.after is None:
                     self._requests += data
                     self._hold(gate, self._client)

@@ -591,7 +591,7 @@ class PostgresServer(_Server):
         self.socket_dir = ''
         self._settings = dict(_FAST)
         for setting in settings:
-            name, _, value = setting.partition('=')
+            name, _equals, value = setting.partition('=')
             self._settings[name.strip()] = value.strip()
         self._auth = auth
 

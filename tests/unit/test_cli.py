@@ -18,7 +18,7 @@ import sys
 import types
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import _pgstream
 import pytest
@@ -143,8 +143,8 @@ Run = Callable[..., Tuple[int, List[Dict[str, Any]], List[Dict[str, Any]]]]
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """run(*argv, **environ) -> (exit status, JSON lines of stdout, of stderr)"""
 
-    def call(*argv: str, environ: Dict[str, str] = ENVIRON, **more: str) -> Any:
-        status = cli.main(list(argv), {**environ, **more})
+    def call(*argv: str, environ: Optional[Dict[str, str]] = None, **more: str) -> Any:
+        status = cli.main(list(argv), {**(ENVIRON if environ is None else environ), **more})
         out, err = capsys.readouterr()
         return status, [json.loads(line) for line in out.splitlines()], [json.loads(line) for line in err.splitlines()]
 
@@ -525,7 +525,7 @@ def test_another_import_error_is_not_blamed_on_the_user(fake: Fake, run: Run) ->
 
 def command(environ: Dict[str, str], *argv: str, **more: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *argv], env=environ, capture_output=True, text=True, encoding="utf-8", timeout=60, **more
+        [sys.executable, *argv], env=environ, capture_output=True, encoding="utf-8", timeout=60, check=False, **more
     )
 
 
@@ -562,8 +562,9 @@ def test_a_reader_that_went_away_is_no_traceback(engine_env: Dict[str, str], tmp
     environ.pop("PYTHONUNBUFFERED", None)  # the interpreter shall have something left to flush at its end
     with os.fdopen(writer, "w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "_pgstream", "list"], env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "_pgstream", "list"],
+            env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "BrokenPipeError" in json.loads(line)["message"]

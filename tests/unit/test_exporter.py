@@ -176,7 +176,8 @@ class SlowStore:
     """Its listing waits until it is let go; counts how often it is asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.let_go, self.asked, self.error = threading.Event(), 0, None  # type: Any
+        self.let_go, self.asked = threading.Event(), 0
+        self.error: Optional[Exception] = None
         self.started = threading.Event()
         monkeypatch.setattr(bucket_watch, "open_store", lambda _storage: self)
 
@@ -184,7 +185,7 @@ class SlowStore:
         self.asked += 1
         self.started.set()
         assert self.let_go.wait(60)
-        if self.error:
+        if isinstance(self.error, Exception):
             raise self.error
         yield StoredObject(prefix + "shop_2026-01-31T02:00:00Z.sql.gz", 100)
         yield StoredObject(prefix + "notes.txt", 7)
@@ -628,7 +629,8 @@ def test_an_error_inside_is_a_500_and_a_log_line(monkeypatch: pytest.MonkeyPatch
 
 
 def command(environ: Dict[str, str], *argv: str) -> Tuple[int, List[Any], List[Any]]:
-    done = subprocess.run([sys.executable, *argv], env=environ, capture_output=True, text=True, timeout=120)
+    argv = (sys.executable, *argv)
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120, check=False)
     lines = [[json.loads(line) for line in text.splitlines()] for text in (done.stdout, done.stderr)]
     return done.returncode, lines[0], lines[1]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Sequ
 from . import age_header
 from .age_header import Header
 from .age_keys import identity_keys, recipient_key
-from .errors import IntegrityError, NotFoundError, UsageError
+from .errors import IntegrityError, NotFoundError, UsageError, given
 from .model import ENCRYPTED, Finding, Storage
 from .store import Deletion, Store, StoredObject, Upload
 
@@ -111,9 +111,8 @@ class CipherStore(Store):
             raise IntegrityError("%s ended %d bytes early" % (key, wanted))
 
     def _decrypted(self, key: str, opened: _Opened, number: int, sealed: bytes) -> bytes:
-        assert opened.payload is not None  # `_open` saw to that
         try:
-            return opened.payload.open(number, number == opened.chunks - 1, sealed)
+            return given(opened.payload).open(number, number == opened.chunks - 1, sealed)
         except IntegrityError as error:
             error.message = "%s is damaged, or was replaced while it was read: %s" % (key, error.message)
             raise
@@ -159,7 +158,7 @@ class CipherStore(Store):
             header = age_header.parse(start, len(start) == min(size, age_header.MOST))
             if header is not None:
                 break
-        assert header is not None  # `parse` raises rather than ask for more than there is
+        header = given(header)  # `parse` raises rather than ask for more than there is
         if not self._identities:
             return _Opened(size, header, None, 0, 0, 0)
         from . import age

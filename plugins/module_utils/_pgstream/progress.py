@@ -131,8 +131,8 @@ class TerminalLog(JsonLog):
     """
 
     def __init__(self, correlation_id: str, operation: str, database: str, out: TextIO, err: TextIO) -> None:
-        self.bar = Bar(err)
-        super().__init__(correlation_id, operation, database, out, err, on_progress=self.bar.update)
+        self.progress_bar = Bar(err)
+        super().__init__(correlation_id, operation, database, out, err, on_progress=self.progress_bar.update)
 
     def __enter__(self) -> TerminalLog:
         return self
@@ -140,12 +140,12 @@ class TerminalLog(JsonLog):
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self.bar.close()
+        self.progress_bar.close()
 
     def write(self, level: str, event: str, fields: dict) -> None:
         stream = self._out if level == "INFO" else self._err
         if is_terminal(stream):
-            self.bar.line(stream, self._human(level, event, fields))
+            self.progress_bar.line(stream, self._human(level, event, fields))
         else:
             super().write(level, event, fields)
 

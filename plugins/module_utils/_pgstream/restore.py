@@ -152,6 +152,7 @@ def _strategy(request: RestoreRequest, found: Target) -> str:
         )
     return "in_place"
 
+
 _TABLESPACE = re.compile(rb"(?m)^SET default_tablespace = '?[^';]")
 
 
