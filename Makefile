@@ -10,7 +10,8 @@
 # make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
 # make images    what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
 # make majors    fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
-# make lint      ruff, mypy and ansible-lint
+# make lint      ruff, mypy, ansible-lint, hadolint and shellcheck
+# make sanity    what ansible-test asks of a collection; SANITY_ARGS='--test pylint' for some of it
 # make venv      .venv from requirements.txt, made again only when that changes
 # make clean     remove what these made here
 #
@@ -24,10 +25,11 @@ PYTHON ?=
 PYTEST_ARGS ?=
 STAGES ?=
 BENCH_ARGS ?=
+SANITY_ARGS ?=
 SCENARIOS ?= default role faults
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test check bench lint collections demo images container molecule scenario majors clean
+.PHONY: help venv test check bench lint sanity collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,9 +65,14 @@ lint: collections
 	$(PY) -m ruff check .
 	$(PY) -m mypy plugins/module_utils/_pgstream
 	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
-	$(PY) -m mypy tests/everything.py
+	$(PY) -m mypy tests/everything.py tests/sanity.py
 	PATH="$$PWD/$(VENV)/bin:$$PATH" NO_COLOR=1 ANSIBLE_COLLECTIONS_PATH="$$PWD/playbooks/collections:$$PWD/.cache/collections" \
 	    $(PY) -m ansiblelint
+	$(VENV)/bin/hadolint Dockerfile tests/images/*/Dockerfile molecule/shared/target/Dockerfile
+	$(VENV)/bin/shellcheck docker/bin/pgbackup .ci/run # which have no ending; ansible-test looks at the others
+
+sanity: venv
+	$(PY) tests/sanity.py $(SANITY_ARGS)
 
 test: venv
 	$(PY) tests/everything.py $(STAGES)

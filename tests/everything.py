@@ -49,6 +49,7 @@ STAGES: Dict[str, Stage] = {
     "collections": Stage((PYTHON, "tests/images/fetch_collections.py")),
     "lint": Stage(("make", "-s", "lint"), ("collections",)),
     "unit": Stage((*PYTEST, "tests/unit")),
+    "sanity": Stage((PYTHON, "tests/sanity.py")),
     "integration": Stage((*PYTEST, "tests/integration")),
     "faults": Stage((*PYTEST, "tests/faults")),
     "molecule-role": molecule("role"),

@@ -16,6 +16,7 @@ as_user() {
 }
 
 # root's: the crontab. private/ is the jobs' user's: secrets, and marks of running jobs.
+# shellcheck disable=SC2174 # only the last of it is made
 if ! mkdir -p -m 0755 "$run" 2> /dev/null; then # neither root nor a writable /run
     run=$(mktemp -d /tmp/pgbackup.XXXXXX)
     export RCLONE_CONFIG="$run/private/rclone.conf"
@@ -31,6 +32,7 @@ for name in $(env | sed -n 's/^\([A-Z][A-Z0-9_]*\)_FILE=.*/\1/p'); do
     file=''
     eval "file=\${${name}_FILE:-}"
     if [ "$root" = yes ] && [ -r "$file" ] && ! as_user test -r "$file"; then
+        # shellcheck disable=SC2016 # that shell's own
         as_user sh -c 'umask 077 && cat > "$1.$$" && mv "$1.$$" "$1"' copy "$run/private/$name" < "$file"
         export "${name}_FILE=$run/private/$name"
     fi

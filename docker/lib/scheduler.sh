@@ -25,6 +25,7 @@ if [ -n "${BACKUP_VERIFY_SCHEDULE:-}" ]; then
 fi
 read_schedule BACKUP_SCHEDULE "$schedule"
 
+# shellcheck disable=SC2174 # only the last of it is made
 mkdir -p -m 0755 "$crontabs"
 jobs=$PGBACKUP_RUN/private/jobs
 rm -rf "$jobs" # a container started again finds its old marks
@@ -37,6 +38,7 @@ setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
 } > "$crontabs/pgbackup"
 exec 3>&1 4>&2
 
+# shellcheck disable=SC2329 # by a trap
 stop() {
     trap '' TERM INT
     log INFO stopping

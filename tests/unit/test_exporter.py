@@ -177,7 +177,7 @@ class SlowStore:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.let_go, self.asked = threading.Event(), 0
-        self.error: Optional[Exception] = None
+        self.errors: List[Exception] = []
         self.started = threading.Event()
         monkeypatch.setattr(bucket_watch, "open_store", lambda _storage: self)
 
@@ -185,8 +185,8 @@ class SlowStore:
         self.asked += 1
         self.started.set()
         assert self.let_go.wait(60)
-        if isinstance(self.error, Exception):
-            raise self.error
+        for error in self.errors:
+            raise error
         yield StoredObject(prefix + "shop_2026-01-31T02:00:00Z.sql.gz", 100)
         yield StoredObject(prefix + "notes.txt", 7)
         yield StoredObject(prefix + "shop_2026-01-30T02:00:00Z.sql.gz", 50)
@@ -236,11 +236,11 @@ def test_a_store_that_fails_keeps_what_was_known(slow: SlowStore) -> None:
     first = watch.look(60)
     assert first is not None
     for error, words in ((StorageError("no bucket"), "no bucket"), (KeyError("x"), "unexpected KeyError")):
-        slow.error = error
+        slow.errors = [error]
         found = watch.look(60)
         assert found is not None and words in found.error
         assert (found.taken, found.databases) == (first.taken, first.databases)
-    slow.error = None
+    slow.errors = []
     assert watch.look(60).error == ""  # type: ignore[union-attr]
 
 
