@@ -11,6 +11,7 @@
 # make images    what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
 # make majors    fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
 # make lint      ruff, mypy, ansible-lint, hadolint and shellcheck
+# make changelog CHANGELOG.md and changelogs/changelog.yaml from changelogs/fragments
 # make sanity    what ansible-test asks of a collection; SANITY_ARGS='--test pylint' for some of it
 # make venv      .venv from requirements.txt, made again only when that changes
 # make clean     remove what these made here
@@ -29,7 +30,7 @@ SANITY_ARGS ?=
 SCENARIOS ?= default role faults
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test check bench lint sanity collections demo images container molecule scenario majors clean
+.PHONY: help venv test check bench lint changelog sanity collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -64,12 +65,17 @@ venv:
 lint: collections
 	$(PY) -m ruff check .
 	$(PY) -m mypy plugins/module_utils/_pgstream
+	$(VENV)/bin/antsibull-changelog lint
+	$(VENV)/bin/antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
 	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
 	$(PY) -m mypy tests/everything.py tests/sanity.py
 	PATH="$$PWD/$(VENV)/bin:$$PATH" NO_COLOR=1 ANSIBLE_COLLECTIONS_PATH="$$PWD/playbooks/collections:$$PWD/.cache/collections" \
 	    $(PY) -m ansiblelint
 	$(VENV)/bin/hadolint Dockerfile tests/images/*/Dockerfile molecule/shared/target/Dockerfile
 	$(VENV)/bin/shellcheck docker/bin/pgbackup .ci/run # which have no ending; ansible-test looks at the others
+
+changelog: venv
+	PATH="$$PWD/$(VENV)/bin:$$PATH" $(VENV)/bin/antsibull-changelog generate --refresh --reload-plugins
 
 sanity: venv
 	$(PY) tests/sanity.py $(SANITY_ARGS)

@@ -132,14 +132,14 @@ class Outcome(NamedTuple):
 
 
 class Command:
-    """`python -m _pgstream ...`, running. TMPDIR, which its children inherit, marks all that belongs to it."""
+    """`python -m _pgstream.main ...`, running. TMPDIR, which its children inherit, marks all that belongs to it."""
 
     def __init__(self, home: Path, env: Dict[str, str], *arguments: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.temporary = home / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self._out, self._err = home / "out", home / "err"
-        argv = [sys.executable, "-m", "_pgstream", *arguments]
+        argv = [sys.executable, "-m", "_pgstream.main", *arguments]
         with open(str(self._out), "wb") as out, open(str(self._err), "wb") as err:
             self._process = subprocess.Popen(
                 argv,

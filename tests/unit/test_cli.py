@@ -530,7 +530,7 @@ def command(environ: Dict[str, str], *argv: str, **more: Any) -> "subprocess.Com
 
 
 def test_python_m(engine_env: Dict[str, str]) -> None:
-    done = command(engine_env, "-m", "_pgstream", "restore")
+    done = command(engine_env, "-m", "_pgstream.main", "restore")
     assert (done.returncode, done.stdout) == (2, "")
     assert json.loads(done.stderr.splitlines()[-1])["event"] == "failed"
 
@@ -548,10 +548,10 @@ def test_help_is_quick_and_needs_no_library(engine_env: Dict[str, str]) -> None:
 
 def test_json_is_utf8_in_any_locale(engine_env: Dict[str, str]) -> None:
     environ = {**engine_env, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "POSTGRES_DB": "sh\u00f6p"}
-    done = command(environ, "-m", "_pgstream", "backup")
+    done = command(environ, "-m", "_pgstream.main", "backup")
     assert json.loads(done.stderr.splitlines()[-1])["database"] == "sh\u00f6p"
     odd = os.fsencode("k").decode() + "\udcff"  # a byte that is not UTF-8, as argv carries it
-    done = command(engine_env, "-m", "_pgstream", "restore", "k", "--strategy", odd)
+    done = command(engine_env, "-m", "_pgstream.main", "restore", "k", "--strategy", odd)
     assert json.loads(done.stderr.splitlines()[-1])["exit_code"] == 2
 
 
@@ -562,7 +562,7 @@ def test_a_reader_that_went_away_is_no_traceback(engine_env: Dict[str, str], tmp
     environ.pop("PYTHONUNBUFFERED", None)  # the interpreter shall have something left to flush at its end
     with os.fdopen(writer, "w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "_pgstream", "list"],
+            [sys.executable, "-m", "_pgstream.main", "list"],
             env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
         )  # fmt: skip
     assert done.returncode == 1

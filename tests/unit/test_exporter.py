@@ -253,7 +253,7 @@ def test_a_store_that_never_answers_is_down(slow: SlowStore, monkeypatch: pytest
 
 
 def test_secrets_are_taken_out_of_what_the_store_says(slow: SlowStore) -> None:
-    slow.error = StorageError("key AKIA is unknown")
+    slow.errors = [StorageError("key AKIA is unknown")]
     slow.let_go.set()
     watch = observer.Observer("", STORAGE, 3600, health.Policy(), lambda text: text.replace("AKIA", "***"))
     facts = watch.facts(60)
@@ -520,7 +520,7 @@ def setting(tmp_path: Path, engine_env: Dict[str, str]) -> Dict[str, str]:
 @contextmanager
 def served(environ: Dict[str, str], listen: str = "127.0.0.1:0") -> Iterator[str]:
     """The address of a server; ends it by SIGTERM, which is no error."""
-    argv = [sys.executable, "-m", "_pgstream", "metrics", "--listen", listen]
+    argv = [sys.executable, "-m", "_pgstream.main", "metrics", "--listen", listen]
     child = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -638,19 +638,20 @@ def command(environ: Dict[str, str], *argv: str) -> Tuple[int, List[Any], List[A
 def test_an_address_in_use_is_a_sentence(setting: Dict[str, str]) -> None:
     with served(setting) as address:
         taken = address[len("http://") :]
-        status, _out, err = command(setting, "-m", "_pgstream", "metrics", "--listen", taken)
+        status, _out, err = command(setting, "-m", "_pgstream.main", "metrics", "--listen", taken)
     assert status == 2 and "cannot listen on " + taken in err[-1]["message"]
 
 
 def test_the_textfile(setting: Dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "pgbackup.prom"
-    status, out, err = command(setting, "-m", "_pgstream", "metrics", "--textfile", str(path))
+    status, out, err = command(setting, "-m", "_pgstream.main", "metrics", "--textfile", str(path))
     assert (status, err, out[-1]["textfile"]) == (0, [], str(path))
     found = parsed(path.read_text())
     assert found["pgbackup_runs_total"]["backup", "shop", "success"] == 1
     assert found["pgbackup_bucket_up"] == {(): 1}  # it has waited for the store
     assert [each.name for each in tmp_path.glob("*.prom*")] == ["pgbackup.prom"]
-    status, _out, err = command(setting, "-m", "_pgstream", "metrics", "--textfile", str(tmp_path / "no" / "x.prom"))
+    nowhere = str(tmp_path / "no" / "x.prom")
+    status, _out, err = command(setting, "-m", "_pgstream.main", "metrics", "--textfile", nowhere)
     assert status == 2 and "cannot write" in err[-1]["message"]
 
 

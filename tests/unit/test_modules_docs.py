@@ -29,7 +29,7 @@ FAILURE = {"stage", "hint", "exit_code", "correlation_id"}
 def documented():
     """Name -> what ansible-doc makes of the module's documentation and its fragments."""
     names = ["pgstream.backup." + name for name in MODULES]
-    command = [sys.executable, "-m", "ansible", "doc", "--json", "--playbook-dir", str(ROOT / "playbooks")]
+    command = [str(Path(sys.executable).with_name("ansible-doc")), "--json", "--playbook-dir", str(ROOT / "playbooks")]
     env = dict(os.environ, LC_ALL="C.UTF-8")
     done = subprocess.run(command + names, env=env, cwd="/", stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout)
