@@ -9,6 +9,7 @@
 # make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
 # make images    what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
+# make galaxy    what Galaxy runs on a collection that is uploaded, and a check of its documentation
 # make majors    fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
 # make lint      ruff, mypy, ansible-lint, hadolint and shellcheck
 # make changelog CHANGELOG.md and changelogs/changelog.yaml from changelogs/fragments
@@ -30,7 +31,7 @@ SANITY_ARGS ?=
 SCENARIOS ?= default role faults
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test check bench lint changelog sanity collections demo images container molecule scenario majors clean
+.PHONY: help venv test check bench lint changelog sanity galaxy collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,7 +69,7 @@ lint: collections
 	$(VENV)/bin/antsibull-changelog lint
 	$(VENV)/bin/antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
 	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
-	$(PY) -m mypy tests/everything.py tests/sanity.py
+	$(PY) -m mypy tests/everything.py tests/sanity.py tests/galaxy.py
 	PATH="$$PWD/$(VENV)/bin:$$PATH" NO_COLOR=1 ANSIBLE_COLLECTIONS_PATH="$$PWD/playbooks/collections:$$PWD/.cache/collections" \
 	    $(PY) -m ansiblelint
 	$(VENV)/bin/hadolint Dockerfile tests/images/*/Dockerfile molecule/shared/target/Dockerfile
@@ -86,6 +87,9 @@ test: venv
 check: venv
 	@$(MAKE) -s lint
 	$(PY) -m pytest -q tests/unit tests/integration tests/faults $(PYTEST_ARGS)
+
+galaxy: collections
+	$(PY) tests/galaxy.py
 
 bench: venv
 	$(PY) -m tests.bench $(BENCH_ARGS)

@@ -50,6 +50,7 @@ STAGES: Dict[str, Stage] = {
     "lint": Stage(("make", "-s", "lint"), ("collections",)),
     "unit": Stage((*PYTEST, "tests/unit")),
     "sanity": Stage((PYTHON, "tests/sanity.py")),
+    "galaxy": Stage((PYTHON, "tests/galaxy.py"), ("collections",)),
     "integration": Stage((*PYTEST, "tests/integration")),
     "faults": Stage((*PYTEST, "tests/faults")),
     "molecule-role": molecule("role"),

@@ -382,8 +382,12 @@ def test_installed_collection(
                    stderr=subprocess.STDOUT)  # fmt: skip
     root = tmp_path / "installed" / "ansible_collections" / "pgstream" / "backup"
     assert {"plugins", "playbooks", "meta", "README.md"} <= {each.name for each in root.iterdir()}
-    assert not {".venv", ".git", ".ci"} & {each.name for each in root.iterdir()}
     env = dict(ansible_env, ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"))
+    modules = ["pgstream.backup." + path.stem for path in MODULES.glob("pg_stream_*.py")]
+    for kind, names in (("module", modules), ("role", ["pgstream.backup.pgbackup"])):
+        command = [str(Path(sys.executable).with_name("ansible-doc")), "--json", "-t", kind, *names]
+        shown = subprocess.run(command, env=env, cwd=str(tmp_path), stdout=subprocess.PIPE, check=True)
+        assert set(json.loads(shown.stdout)) == set(names)
     play("pgstream.backup.backup", env=env, pgbackup_database="shop", backup_key="one.sql.gz")
     assert "one.sql.gz" in play("pgstream.backup.list", env=env).output
     play("pgstream.backup.restore", env=env, backup_key="one.sql.gz", target_db=fresh_name, create="true")
