@@ -63,26 +63,6 @@ class Play:
 
 
 @pytest.fixture(scope="module")
-def ansible_env(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
-    """As little of the developer's own settings as can be, and nothing written to the home directory."""
-    home = tmp_path_factory.mktemp("ansible")
-    (home / "ansible.cfg").touch()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PG", "AWS_"))}
-    return dict(
-        kept,
-        ANSIBLE_CONFIG=str(home / "ansible.cfg"),
-        ANSIBLE_HOME=str(home),
-        ANSIBLE_REMOTE_TMP=str(home / "remote"),
-        ANSIBLE_NOCOLOR="true",
-        ANSIBLE_CALLBACK_RESULT_FORMAT="json",
-        ANSIBLE_CALLBACK_FORMAT_PRETTY="false",
-        ANSIBLE_LOCALHOST_WARNING="false",
-        ANSIBLE_INVENTORY_UNPARSED_WARNING="false",
-        LC_ALL="C.UTF-8",
-    )
-
-
-@pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of this module's own, with a small shop that no test changes, as database `shop`."""
     with servers.PostgresServer() as server:

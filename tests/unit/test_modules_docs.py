@@ -181,4 +181,3 @@ def test_playbooks_pass_every_option_of_their_module(name):
 def test_versions_agree():
     galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
     assert galaxy["version"] == model.ENGINE_VERSION
-    assert "## " + galaxy["version"] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
