@@ -101,7 +101,8 @@ def _s3() -> Iterator[servers.S3Server]:
 @pytest.fixture
 def s3(_s3: servers.S3Server) -> servers.S3Server:
     """Started again if the test before killed it."""
-    return _s3.start()
+    _s3.start()
+    return _s3
 
 
 @pytest.fixture

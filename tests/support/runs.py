@@ -245,7 +245,7 @@ def sessions(postgres: Any) -> List[str]:
 
 def databases_like(postgres: Any, name: str) -> List[str]:
     """The databases whose names begin with `name`."""
-    rows = postgres.psql("SELECT datname FROM pg_database WHERE starts_with(datname, '%s') ORDER BY 1" % name)
+    rows: str = postgres.psql("SELECT datname FROM pg_database WHERE starts_with(datname, '%s') ORDER BY 1" % name)
     return rows.split()
 
 

@@ -114,6 +114,7 @@ class _Spawner(threading.Thread):
     def popen(self, *args: Any, **kwargs: Any) -> 'subprocess.Popen[bytes]':
         answer: 'queue.Queue[Any]' = queue.Queue()
         self._jobs.put((lambda: subprocess.Popen(*args, **kwargs), answer))
+        process: 'subprocess.Popen[bytes]'
         process, error = answer.get()
         if error is not None:
             raise error

@@ -39,7 +39,7 @@ def index_text(index: Index) -> bytes:
     """The index as SQL comment lines, one JSON object each: the head, then the tables, then the blocks."""
     head = dataclasses.asdict(index)
     del head["tables"], head["blocks"]
-    lines: List[dict] = [{"index": head}]
+    lines: List[Dict[str, Any]] = [{"index": head}]
     lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
     lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]
     text = [_FIRST_LINE.decode("ascii")]
@@ -49,7 +49,7 @@ def index_text(index: Index) -> bytes:
 
 def parse_index(pieces: Iterable[bytes]) -> Index:
     """The reverse of `index_text`. Raises IntegrityError for anything it would not have written."""
-    head: Optional[dict] = None
+    head: Optional[Dict[str, Any]] = None
     tables: List[Table] = []
     blocks: List[Block] = []
     copies = 0  # COPYs in all blocks

@@ -60,7 +60,7 @@ def _counters(view: View) -> Iterator[Metric]:
         buckets, count = [], 0
         for bound in BOUNDS:
             count += totals.durations.get(bound, 0)
-            buckets.append((floatToGoString(bound), count))
+            buckets.append((floatToGoString(bound), count))  # type: ignore[no-untyped-call]
         durations.add_metric(group, buckets, totals.seconds)
     yield runs
     yield durations

@@ -119,12 +119,14 @@ def _reach(request: RestoreRequest) -> int:
     server = request.server
     try:
         with Session(server, server.maintenance_db, patience=AT_START) as session:
-            return session.major
+            major: int = session.major
+            return major
     except BackupError:
         if not request.database or request.database == server.maintenance_db:
             raise
         with Session(server, request.database) as session:
-            return session.major
+            major = session.major
+            return major
 
 
 def _resolve(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Optional[Index]]:
