@@ -9,8 +9,11 @@
 # make container the image, compose.yml and the alert rules, on a Docker engine
 # make molecule  the scenarios of molecule/, on a Docker engine; SCENARIOS='default faults' for some of them
 # make images    what containers and Molecule need: a Docker engine, PostgreSQL, MinIO; pulled, or built where it cannot be
+# make galaxy    what Galaxy runs on a collection that is uploaded, and a check of its documentation
 # make majors    fetch the PostgreSQL majors 13 to 18 that this machine lacks (to test on all of them)
-# make lint      ruff, mypy and ansible-lint
+# make lint      ruff, mypy, ansible-lint, hadolint and shellcheck
+# make changelog CHANGELOG.md and changelogs/changelog.yaml from changelogs/fragments
+# make sanity    what ansible-test asks of a collection; SANITY_ARGS='--test pylint' for some of it
 # make venv      .venv from requirements.txt, made again only when that changes
 # make clean     remove what these made here
 #
@@ -24,10 +27,11 @@ PYTHON ?=
 PYTEST_ARGS ?=
 STAGES ?=
 BENCH_ARGS ?=
+SANITY_ARGS ?=
 SCENARIOS ?= default role faults
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test check bench lint collections demo images container molecule scenario majors clean
+.PHONY: help venv test check bench lint changelog sanity galaxy collections demo images container molecule scenario majors clean
 .DEFAULT_GOAL := help
 
 help:
@@ -62,10 +66,20 @@ venv:
 lint: collections
 	$(PY) -m ruff check .
 	$(PY) -m mypy plugins/module_utils/_pgstream
+	$(VENV)/bin/antsibull-changelog lint
+	$(VENV)/bin/antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
 	$(PY) -m mypy tests/support/servers.py tests/images/fetch_postgres.py tests/conftest.py
-	$(PY) -m mypy tests/everything.py
+	$(PY) -m mypy tests/everything.py tests/sanity.py tests/galaxy.py
 	PATH="$$PWD/$(VENV)/bin:$$PATH" NO_COLOR=1 ANSIBLE_COLLECTIONS_PATH="$$PWD/playbooks/collections:$$PWD/.cache/collections" \
 	    $(PY) -m ansiblelint
+	$(VENV)/bin/hadolint Dockerfile tests/images/*/Dockerfile molecule/shared/target/Dockerfile
+	$(VENV)/bin/shellcheck docker/bin/pgbackup .ci/run # which have no ending; ansible-test looks at the others
+
+changelog: venv
+	PATH="$$PWD/$(VENV)/bin:$$PATH" $(VENV)/bin/antsibull-changelog generate --refresh --reload-plugins
+
+sanity: venv
+	$(PY) tests/sanity.py $(SANITY_ARGS)
 
 test: venv
 	$(PY) tests/everything.py $(STAGES)
@@ -73,6 +87,9 @@ test: venv
 check: venv
 	@$(MAKE) -s lint
 	$(PY) -m pytest -q tests/unit tests/integration tests/faults $(PYTEST_ARGS)
+
+galaxy: collections
+	$(PY) tests/galaxy.py
 
 bench: venv
 	$(PY) -m tests.bench $(BENCH_ARGS)

@@ -51,6 +51,7 @@ for major in $majors; do
 done
 
 # On PATH is the newest: it reads what older servers have.
+# shellcheck disable=SC2086 # a list
 for program in /usr/lib/postgresql/"$(printf '%s\n' $majors | sort -n | tail -n 1)"/bin/*; do
     ln -s "$program" /usr/local/bin/
 done

@@ -9,7 +9,7 @@ s3              the S3Server of this session
 bucket          the name of a fresh, empty bucket of `s3`
 database        the name of a fresh, empty database of `postgres`
 databases       make more of them: databases() -> name
-engine_env      an environment in which `python -m _pgstream` runs in a subprocess
+engine_env      an environment in which `python -m _pgstream.main` runs in a subprocess
 start           start the command: start(env, 'backup', ...) -> Command; whatever is left of it ends with the test
 pg_proxy        a Proxy before `postgres`
 s3_proxy        a Proxy before `s3`
@@ -101,7 +101,8 @@ def _s3() -> Iterator[servers.S3Server]:
 @pytest.fixture
 def s3(_s3: servers.S3Server) -> servers.S3Server:
     """Started again if the test before killed it."""
-    return _s3.start()
+    _s3.start()
+    return _s3
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -50,6 +49,8 @@ STAGES: Dict[str, Stage] = {
     "collections": Stage((PYTHON, "tests/images/fetch_collections.py")),
     "lint": Stage(("make", "-s", "lint"), ("collections",)),
     "unit": Stage((*PYTEST, "tests/unit")),
+    "sanity": Stage((PYTHON, "tests/sanity.py")),
+    "galaxy": Stage((PYTHON, "tests/galaxy.py"), ("collections",)),
     "integration": Stage((*PYTEST, "tests/integration")),
     "faults": Stage((*PYTEST, "tests/faults")),
     "molecule-role": molecule("role"),

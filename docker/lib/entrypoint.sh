@@ -16,6 +16,7 @@ as_user() {
 }
 
 # root's: the crontab. private/ is the jobs' user's: secrets, and marks of running jobs.
+# shellcheck disable=SC2174 # only the last of it is made
 if ! mkdir -p -m 0755 "$run" 2> /dev/null; then # neither root nor a writable /run
     run=$(mktemp -d /tmp/pgbackup.XXXXXX)
     [ "${RCLONE_CONFIG:-}" != /run/pgbackup/private/rclone.conf ] || export RCLONE_CONFIG="$run/private/rclone.conf"
@@ -28,6 +29,7 @@ fi
 
 # A secret's file keeps the owner it has on the host. What root can read and the jobs' user cannot is copied for it.
 only_root_reads() { [ "$root" = yes ] && [ -r "$1" ] && ! as_user test -r "$1"; }
+# shellcheck disable=SC2016 # that shell's own
 hand_over() { as_user sh -c 'umask 077 && cat > "$1.$$" && mv "$1.$$" "$1"' copy "$2" < "$1"; }
 for name in $(env | sed -n 's/^\([A-Z][A-Z0-9_]*\)_FILE=.*/\1/p'); do
     file=''

@@ -64,14 +64,14 @@ worst=0
 began=$(date +%s)
 if [ -n "${BACKUP_START_DELAY:-}" ]; then
     # Many hosts with one schedule shall not meet at one store.
-    delay=$(/opt/pgbackup/bin/due.py delay "$BACKUP_START_DELAY") || delay=0
+    delay=$(python3 /opt/pgbackup/bin/due.py delay "$BACKUP_START_DELAY") || delay=0
     log INFO job_delayed verb "$(quote "$1")" seconds "$delay"
     sleep "$delay" &
     child=$!
     await
 fi
 
-/opt/pgbackup/bin/databases.py "$1" > "$mark" &
+python3 /opt/pgbackup/bin/databases.py "$1" > "$mark" &
 child=$!
 await
 if [ -n "$stopped" ]; then status=143; fi # 128 + SIGTERM, as if the run had begun

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
+# shellcheck shell=sh
 # log LEVEL EVENT [FIELD JSON-VALUE]...: one line like the engine's own; INFO to stdout, the rest to stderr.
 # To be read by other scripts with ".".
 

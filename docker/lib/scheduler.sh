@@ -13,7 +13,7 @@ schedule=${BACKUP_SCHEDULE:-0 2 * * *}
 
 # read_schedule NAME TEXT: sets fields.
 read_schedule() {
-    fields=$(/opt/pgbackup/bin/due.py fields "$2" 2>&1) || {
+    fields=$(python3 /opt/pgbackup/bin/due.py fields "$2" 2>&1) || {
         log ERROR failed message "$(quote "$1: $fields")" exit_code 2
         exit 2
     }
@@ -25,6 +25,7 @@ if [ -n "${BACKUP_VERIFY_SCHEDULE:-}" ]; then
 fi
 read_schedule BACKUP_SCHEDULE "$schedule"
 
+# shellcheck disable=SC2174 # only the last of it is made
 mkdir -p -m 0755 "$crontabs"
 jobs=$PGBACKUP_RUN/private/jobs
 rm -rf "$jobs" # a container started again finds its old marks
@@ -37,6 +38,7 @@ setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
 } > "$crontabs/pgbackup"
 exec 3>&1 4>&2
 
+# shellcheck disable=SC2329 # by a trap
 stop() {
     trap '' TERM INT
     log INFO stopping
@@ -68,7 +70,7 @@ log INFO crond_started schedule "$(quote "$fields")" verify_schedule "$(quote "$
 case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
     true | yes | 1 | on)
         # The engine does nothing when the bucket has a backup younger than the time a run was last due.
-        age=$(/opt/pgbackup/bin/due.py age "$schedule")
+        age=$(python3 /opt/pgbackup/bin/due.py age "$schedule")
         log INFO catch_up due_seconds_ago "$age"
         BACKUP_START_DELAY='' setpriv --reuid pgbackup --regid pgbackup --init-groups \
             /opt/pgbackup/bin/job.sh backup --fresh-within "${age}s" &

@@ -116,7 +116,7 @@ class Bench:
         rows = self.postgres.psql(
             "SELECT c.oid::regclass, c.relpages, pg_table_size(c.oid) FROM pg_class c WHERE c.relkind = 'r' "
             "AND c.relnamespace = 'public'::regnamespace ORDER BY 3 DESC", self.env["PGDATABASE"])
-        loads: List[Tuple[int, List[str]]] = [(0, []) for _ in range(jobs)]
+        loads: List[Tuple[int, List[str]]] = [(0, []) for _unused in range(jobs)]
         for name, pages, size in (line.split("|") for line in rows.splitlines()):
             parts = jobs if int(size) > 64 << 20 else 1
             edges = [int(pages) * part // parts for part in range(parts)] + [4294967295]

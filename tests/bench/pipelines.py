@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Tuple
 
-ENGINE = '"$PYTHON" -m _pgstream'
+ENGINE = '"$PYTHON" -m _pgstream.main'
 
 
 @dataclass(frozen=True)

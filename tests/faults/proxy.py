@@ -248,4 +248,3 @@ def _error(status: int) -> _Answer:
     code = CODES[status]
     text = "<Error><Code>%s</Code><Message>The proxy says %d.</Message></Error>" % (code, status)
     return _Answer(status, {"Content-Type": "application/xml"}, text.encode())
-

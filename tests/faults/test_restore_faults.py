@@ -142,7 +142,7 @@ def test_what_a_killed_restore_left_is_swept_by_the_next(
     lookalike = scene.postgres.createdb(database + "_pgstream_0123456789ab")
     killed = Cell("indexes", "SIGKILL", KILLED)
     scene.play(killed, STAGES, restores(killed))
-    (left,) = {name for name in databases_like(scene.postgres, database)} - {database, lookalike}
+    (left,) = set(databases_like(scene.postgres, database)) - {database, lookalike}
     again = Cell("index", "nothing", 0)
     scene.play(again, STAGES, restores(again))
     assert scene.outcome.code == 0, scene.outcome.err

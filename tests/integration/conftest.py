@@ -6,10 +6,12 @@
 
 everything  the name of a database with what real ones have, on `postgres`; made once a server, never changed
 quick_s3    an S3Server for large objects: it does not read an object again for each request
+ansible_env an environment in which the programs of ansible know none of the developer's settings
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Dict, Iterator
 
@@ -43,3 +45,23 @@ def quick_s3(_quick_s3: servers.S3Server) -> servers.S3Server:
 @pytest.fixture
 def quick_bucket(quick_s3: servers.S3Server) -> str:
     return quick_s3.make_bucket("test-" + secrets.token_hex(6))
+
+
+@pytest.fixture(scope="module")
+def ansible_env(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
+    """As little of the developer's own settings as can be, and nothing written to the home directory."""
+    home = tmp_path_factory.mktemp("ansible")
+    (home / "ansible.cfg").touch()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PG", "AWS_"))}
+    return dict(
+        kept,
+        ANSIBLE_CONFIG=str(home / "ansible.cfg"),
+        ANSIBLE_HOME=str(home),
+        ANSIBLE_REMOTE_TMP=str(home / "remote"),
+        ANSIBLE_NOCOLOR="true",
+        ANSIBLE_CALLBACK_RESULT_FORMAT="json",
+        ANSIBLE_CALLBACK_FORMAT_PRETTY="false",
+        ANSIBLE_LOCALHOST_WARNING="false",
+        ANSIBLE_INVENTORY_UNPARSED_WARNING="false",
+        LC_ALL="C.UTF-8",
+    )

@@ -147,7 +147,7 @@ def fixture_reported(postgres: Any, source: str) -> Iterator[List[str]]:
     _drop(postgres, mutated)
     try:
         _clone(postgres, source, mutated)
-        for statement, _ in MUTATIONS.values():
+        for statement, _starts in MUTATIONS.values():
             postgres.psql(statement, mutated)
         yield differences(postgres, source, postgres, mutated)
     finally:
@@ -161,7 +161,7 @@ def test_mutation_is_reported(reported: List[str], mutation: str) -> None:
 
 
 def test_nothing_but_the_mutations_is_reported(reported: List[str]) -> None:
-    expected = tuple(start for _, starts in MUTATIONS.values() for start in starts)
+    expected = tuple(start for _statement, starts in MUTATIONS.values() for start in starts)
     unexpected = [line for line in reported if not line.startswith(expected + ("schema: ",))]
     assert unexpected == []
 

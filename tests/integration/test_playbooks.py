@@ -63,26 +63,6 @@ class Play:
 
 
 @pytest.fixture(scope="module")
-def ansible_env(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, str]:
-    """As little of the developer's own settings as can be, and nothing written to the home directory."""
-    home = tmp_path_factory.mktemp("ansible")
-    (home / "ansible.cfg").touch()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PG", "AWS_"))}
-    return dict(
-        kept,
-        ANSIBLE_CONFIG=str(home / "ansible.cfg"),
-        ANSIBLE_HOME=str(home),
-        ANSIBLE_REMOTE_TMP=str(home / "remote"),
-        ANSIBLE_NOCOLOR="true",
-        ANSIBLE_CALLBACK_RESULT_FORMAT="json",
-        ANSIBLE_CALLBACK_FORMAT_PRETTY="false",
-        ANSIBLE_LOCALHOST_WARNING="false",
-        ANSIBLE_INVENTORY_UNPARSED_WARNING="false",
-        LC_ALL="C.UTF-8",
-    )
-
-
-@pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of this module's own, with a small shop that no test changes, as database `shop`."""
     with servers.PostgresServer() as server:
@@ -448,8 +428,12 @@ def test_installed_collection(
                    stderr=subprocess.STDOUT)  # fmt: skip
     root = tmp_path / "installed" / "ansible_collections" / "pgstream" / "backup"
     assert {"plugins", "playbooks", "meta", "README.md"} <= {each.name for each in root.iterdir()}
-    assert not {".venv", ".git", ".ci"} & {each.name for each in root.iterdir()}
     env = dict(ansible_env, ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"))
+    modules = ["pgstream.backup." + path.stem for path in MODULES.glob("pg_stream_*.py")]
+    for kind, names in (("module", modules), ("role", ["pgstream.backup.pgbackup"])):
+        command = [str(Path(sys.executable).with_name("ansible-doc")), "--json", "-t", kind, *names]
+        shown = subprocess.run(command, env=env, cwd=str(tmp_path), stdout=subprocess.PIPE, check=True)
+        assert set(json.loads(shown.stdout)) == set(names)
     play("pgstream.backup.backup", env=env, pgbackup_database="shop", backup_key="one.sql.gz")
     assert "one.sql.gz" in play("pgstream.backup.list", env=env).output
     play("pgstream.backup.restore", env=env, backup_key="one.sql.gz", target_db=fresh_name, create="true")

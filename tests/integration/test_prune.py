@@ -150,8 +150,8 @@ def test_the_scheduled_job_prunes_after_a_good_backup(site: Site, tmp_path: Path
     (tmp_path / "run" / "private" / "jobs").mkdir(parents=True)
     for name in ("job.sh", "log.sh"):
         (binaries / name).write_text((LIB / name).read_text().replace("/opt/pgbackup/bin", str(binaries)))
-    engine = '#!/bin/sh\nexec "%s" -m _pgstream "$@"\n' % sys.executable
-    for name, text in (("pgbackup", engine), ("databases.py", '#!/bin/sh\necho "$POSTGRES_DB"\n')):
+    engine = '#!/bin/sh\nexec "%s" -m _pgstream.main "$@"\n' % sys.executable
+    for name, text in (("pgbackup", engine), ("databases.py", 'import os\nprint(os.environ["POSTGRES_DB"])\n')):
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
     env = dict(site.env, PATH="%s:%s" % (binaries, os.environ["PATH"]), PGBACKUP_RUN=str(tmp_path / "run"))

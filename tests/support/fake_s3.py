@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
             return body
         data, rest = b"", body
         while True:
-            size, _, rest = rest.partition(b"\r\n")
+            size, _end, rest = rest.partition(b"\r\n")
             length = int(size.split(b";")[0], 16)
             if not length:
                 return data

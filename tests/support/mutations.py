@@ -83,12 +83,12 @@ def extend(choose: Choose, data: bytes) -> bytes:
         return data + bytes(choose(1, 600))
     if kind == 1:
         return data + data[: choose(1, len(data))]
-    return data + (b"\n" if kind == 2 else bytes(choose(0, 255) for _ in range(choose(1, 20))))
+    return data + (b"\n" if kind == 2 else bytes(choose(0, 255) for _unused in range(choose(1, 20))))
 
 
 def insert_bytes(choose: Choose, data: bytes) -> bytes:
     place = choose(0, len(data))
-    return data[:place] + bytes(choose(0, 255) for _ in range(choose(1, 8))) + data[place:]
+    return data[:place] + bytes(choose(0, 255) for _unused in range(choose(1, 8))) + data[place:]
 
 
 def zero_bytes(choose: Choose, data: bytes) -> bytes:
@@ -227,7 +227,7 @@ def _put(item: Any, path: Tuple[Any, ...], choose: Choose) -> Any:
     old = holder[path[-1]]
     if choose(0, 3) == 0 and isinstance(holder, dict):
         del holder[path[-1]]
-    elif type(old) is int and choose(0, 2):
+    elif isinstance(old, int) and not isinstance(old, bool) and choose(0, 2):
         holder[path[-1]] = old + pick(choose, (-1000, -48, -1, 1, 48, 1000))
     else:
         holder[path[-1]] = pick(choose, VALUES)

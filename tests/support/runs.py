@@ -132,14 +132,14 @@ class Outcome(NamedTuple):
 
 
 class Command:
-    """`python -m _pgstream ...`, running. TMPDIR, which its children inherit, marks all that belongs to it."""
+    """`python -m _pgstream.main ...`, running. TMPDIR, which its children inherit, marks all that belongs to it."""
 
     def __init__(self, home: Path, env: Dict[str, str], *arguments: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.temporary = home / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self._out, self._err = home / "out", home / "err"
-        argv = [sys.executable, "-m", "_pgstream", *arguments]
+        argv = [sys.executable, "-m", "_pgstream.main", *arguments]
         with open(str(self._out), "wb") as out, open(str(self._err), "wb") as err:
             self._process = subprocess.Popen(
                 argv,
@@ -245,7 +245,7 @@ def sessions(postgres: Any) -> List[str]:
 
 def databases_like(postgres: Any, name: str) -> List[str]:
     """The databases whose names begin with `name`."""
-    rows = postgres.psql("SELECT datname FROM pg_database WHERE starts_with(datname, '%s') ORDER BY 1" % name)
+    rows: str = postgres.psql("SELECT datname FROM pg_database WHERE starts_with(datname, '%s') ORDER BY 1" % name)
     return rows.split()
 
 
@@ -364,7 +364,7 @@ class _Conversation:
                 self._answers = self._send(self._client, self._answers)
         # The end of either side ends a held conversation too; a held side is not read any further.
         sides = [side for side in (self._client, self._server) if not (held and side is self._holding)]
-        readable, _, _ = select.select(sides, [], [], POLL if held else None)
+        readable, _writable, _exceptional = select.select(sides, [], [], POLL if held else None)
         if held and self._ended(self._client):
             return False
         for side in readable:
@@ -402,7 +402,7 @@ class _Conversation:
         seen = self._tail + data
         self._tail = seen[-256:]
         for gate in self._gates:
-            if gate.pattern in seen and not gate.released.is_set() and gate not in [one for one, _ in self._armed]:
+            if gate.pattern in seen and not gate.released.is_set() and gate not in [one for one, _left in self._armed]:
                 if gate.after is None:
                     self._requests += data
                     self._hold(gate, self._client)

@@ -114,6 +114,7 @@ class _Spawner(threading.Thread):
     def popen(self, *args: Any, **kwargs: Any) -> 'subprocess.Popen[bytes]':
         answer: 'queue.Queue[Any]' = queue.Queue()
         self._jobs.put((lambda: subprocess.Popen(*args, **kwargs), answer))
+        process: 'subprocess.Popen[bytes]'
         process, error = answer.get()
         if error is not None:
             raise error
@@ -591,7 +592,7 @@ class PostgresServer(_Server):
         self.socket_dir = ''
         self._settings = dict(_FAST)
         for setting in settings:
-            name, _, value = setting.partition('=')
+            name, _equals, value = setting.partition('=')
             self._settings[name.strip()] = value.strip()
         self._auth = auth
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_mistyped_key(place: int, letter: str) -> None:
     PAIR.recipient[:10] + PAIR.recipient[10:].upper(), PAIR.recipient + " ", bech32("age", PAIR.public[:31]),
     bech32("age", PAIR.public + b"\0"), bech32("age1pq", PAIR.public), "ssh-ed25519 AAAA", "age1yubikey1qqq",
     "age1\u00e9",
-])  # fmt: skip
+], ids=count())  # fmt: skip # keys are other ones in each process
 def test_what_is_no_recipient(text: str) -> None:
     with pytest.raises(UsageError, match="is not an age recipient of type X25519"):
         age_keys.recipient_key(text)
@@ -102,7 +103,7 @@ def test_an_identity_file() -> None:
     ("", "holds no key"), ("# nothing\n", "holds no key"), (PAIR.recipient, "line 1 .* small letters"),
     ("#\n" + PAIR.identity[:-1], "line 2 .* mistyped"), (PAIR.identity.lower(), "small letters"),
     ("AGE-PLUGIN-YUBIKEY-1QQQ", "another beginning"), (PAIR.identity + PAIR.identity, "another beginning|mistyped"),
-])  # fmt: skip
+], ids=count())  # fmt: skip
 def test_what_is_no_identity(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         age_keys.identity_keys(text)

@@ -167,7 +167,7 @@ def test_we_read_what_others_wrote(writer: Callable[[bytes, Sequence[KeyPair]], 
 
 def test_many_recipients() -> None:
     """A header that takes two reads."""
-    pairs = [KeyPair() for _ in range(60)]
+    pairs = [KeyPair() for _unused in range(60)]
     data = to_rage(CONTENTS, pairs)
     header = age_header.parse(data, False)
     assert header is not None and header.length > age_header.USUAL

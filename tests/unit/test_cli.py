@@ -19,7 +19,7 @@ import sys
 import types
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import _pgstream
 import pytest
@@ -144,8 +144,8 @@ Run = Callable[..., Tuple[int, List[Dict[str, Any]], List[Dict[str, Any]]]]
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """run(*argv, **environ) -> (exit status, JSON lines of stdout, of stderr)"""
 
-    def call(*argv: str, environ: Dict[str, str] = ENVIRON, **more: str) -> Any:
-        status = cli.main(list(argv), {**environ, **more})
+    def call(*argv: str, environ: Optional[Dict[str, str]] = None, **more: str) -> Any:
+        status = cli.main(list(argv), {**(ENVIRON if environ is None else environ), **more})
         out, err = capsys.readouterr()
         return status, [json.loads(line) for line in out.splitlines()], [json.loads(line) for line in err.splitlines()]
 
@@ -548,12 +548,12 @@ def test_another_import_error_is_not_blamed_on_the_user(fake: Fake, run: Run) ->
 
 def command(environ: Dict[str, str], *argv: str, **more: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *argv], env=environ, capture_output=True, text=True, encoding="utf-8", timeout=60, **more
+        [sys.executable, *argv], env=environ, capture_output=True, encoding="utf-8", timeout=60, check=False, **more
     )
 
 
 def test_python_m(engine_env: Dict[str, str]) -> None:
-    done = command(engine_env, "-m", "_pgstream", "restore")
+    done = command(engine_env, "-m", "_pgstream.main", "restore")
     assert (done.returncode, done.stdout) == (2, "")
     assert json.loads(done.stderr.splitlines()[-1])["event"] == "failed"
 
@@ -572,10 +572,10 @@ def test_help_is_quick_and_needs_no_library(engine_env: Dict[str, str]) -> None:
 
 def test_json_is_utf8_in_any_locale(engine_env: Dict[str, str]) -> None:
     environ = {**engine_env, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "POSTGRES_DB": "sh\u00f6p"}
-    done = command(environ, "-m", "_pgstream", "backup")
+    done = command(environ, "-m", "_pgstream.main", "backup")
     assert json.loads(done.stderr.splitlines()[-1])["database"] == "sh\u00f6p"
     odd = os.fsencode("k").decode() + "\udcff"  # a byte that is not UTF-8, as argv carries it
-    done = command(engine_env, "-m", "_pgstream", "restore", "k", "--strategy", odd)
+    done = command(engine_env, "-m", "_pgstream.main", "restore", "k", "--strategy", odd)
     assert json.loads(done.stderr.splitlines()[-1])["exit_code"] == 2
 
 
@@ -586,8 +586,9 @@ def test_a_reader_that_went_away_is_no_traceback(engine_env: Dict[str, str], tmp
     environ.pop("PYTHONUNBUFFERED", None)  # the interpreter shall have something left to flush at its end
     with os.fdopen(writer, "w") as stdout:
         done = subprocess.run(
-            [sys.executable, "-m", "_pgstream", "list"], env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "_pgstream.main", "list"],
+            env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )  # fmt: skip
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "BrokenPipeError" in json.loads(line)["message"]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Optional
 
 import pytest
 from _pgstream import config
@@ -26,8 +26,10 @@ def backup(environ: Dict[str, str], **flags: str) -> BackupRequest:
     return config.backup_request(environ, flags, Filters(), False, "")
 
 
-def restore(environ: Dict[str, str], key: str = "k", flags: Dict[str, str] = {}, **wanted: str) -> RestoreRequest:  # noqa: B006
-    return config.restore_request(environ, flags, RestoreRequest(Server(), Storage(), key, **wanted))  # type: ignore[arg-type]
+def restore(
+    environ: Dict[str, str], key: str = "k", flags: Optional[Dict[str, str]] = None, **wanted: str
+) -> RestoreRequest:
+    return config.restore_request(environ, flags or {}, RestoreRequest(Server(), Storage(), key, **wanted))  # type: ignore[arg-type]
 
 
 def store(**environ: str) -> Storage:

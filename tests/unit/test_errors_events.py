@@ -99,7 +99,7 @@ def test_lines_of_many_threads_stay_whole() -> None:
         for n in range(200):
             log.info("x", n=n)
 
-    threads = [threading.Thread(target=write) for _ in range(8)]
+    threads = [threading.Thread(target=write) for _unused in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

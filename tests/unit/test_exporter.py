@@ -176,7 +176,8 @@ class SlowStore:
     """Its listing waits until it is let go; counts how often it is asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.let_go, self.asked, self.error = threading.Event(), 0, None  # type: Any
+        self.let_go, self.asked = threading.Event(), 0
+        self.errors: List[Exception] = []
         self.started = threading.Event()
         monkeypatch.setattr(bucket_watch, "open_store", lambda _storage: self)
 
@@ -184,8 +185,8 @@ class SlowStore:
         self.asked += 1
         self.started.set()
         assert self.let_go.wait(60)
-        if self.error:
-            raise self.error
+        for error in self.errors:
+            raise error
         yield StoredObject(prefix + "shop_2026-01-31T02:00:00Z.sql.gz", 100)
         yield StoredObject(prefix + "notes.txt", 7)
         yield StoredObject(prefix + "shop_2026-01-30T02:00:00Z.sql.gz", 50)
@@ -235,11 +236,11 @@ def test_a_store_that_fails_keeps_what_was_known(slow: SlowStore) -> None:
     first = watch.look(60)
     assert first is not None
     for error, words in ((StorageError("no bucket"), "no bucket"), (KeyError("x"), "unexpected KeyError")):
-        slow.error = error
+        slow.errors = [error]
         found = watch.look(60)
         assert found is not None and words in found.error
         assert (found.taken, found.databases) == (first.taken, first.databases)
-    slow.error = None
+    slow.errors = []
     assert watch.look(60).error == ""  # type: ignore[union-attr]
 
 
@@ -252,7 +253,7 @@ def test_a_store_that_never_answers_is_down(slow: SlowStore, monkeypatch: pytest
 
 
 def test_secrets_are_taken_out_of_what_the_store_says(slow: SlowStore) -> None:
-    slow.error = StorageError("key AKIA is unknown")
+    slow.errors = [StorageError("key AKIA is unknown")]
     slow.let_go.set()
     watch = observer.Observer("", STORAGE, 3600, health.Policy(), lambda text: text.replace("AKIA", "***"))
     facts = watch.facts(60)
@@ -519,7 +520,7 @@ def setting(tmp_path: Path, engine_env: Dict[str, str]) -> Dict[str, str]:
 @contextmanager
 def served(environ: Dict[str, str], listen: str = "127.0.0.1:0") -> Iterator[str]:
     """The address of a server; ends it by SIGTERM, which is no error."""
-    argv = [sys.executable, "-m", "_pgstream", "metrics", "--listen", listen]
+    argv = [sys.executable, "-m", "_pgstream.main", "metrics", "--listen", listen]
     child = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -628,7 +629,8 @@ def test_an_error_inside_is_a_500_and_a_log_line(monkeypatch: pytest.MonkeyPatch
 
 
 def command(environ: Dict[str, str], *argv: str) -> Tuple[int, List[Any], List[Any]]:
-    done = subprocess.run([sys.executable, *argv], env=environ, capture_output=True, text=True, timeout=120)
+    argv = (sys.executable, *argv)
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120, check=False)
     lines = [[json.loads(line) for line in text.splitlines()] for text in (done.stdout, done.stderr)]
     return done.returncode, lines[0], lines[1]
 
@@ -636,19 +638,20 @@ def command(environ: Dict[str, str], *argv: str) -> Tuple[int, List[Any], List[A
 def test_an_address_in_use_is_a_sentence(setting: Dict[str, str]) -> None:
     with served(setting) as address:
         taken = address[len("http://") :]
-        status, _out, err = command(setting, "-m", "_pgstream", "metrics", "--listen", taken)
+        status, _out, err = command(setting, "-m", "_pgstream.main", "metrics", "--listen", taken)
     assert status == 2 and "cannot listen on " + taken in err[-1]["message"]
 
 
 def test_the_textfile(setting: Dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "pgbackup.prom"
-    status, out, err = command(setting, "-m", "_pgstream", "metrics", "--textfile", str(path))
+    status, out, err = command(setting, "-m", "_pgstream.main", "metrics", "--textfile", str(path))
     assert (status, err, out[-1]["textfile"]) == (0, [], str(path))
     found = parsed(path.read_text())
     assert found["pgbackup_runs_total"]["backup", "shop", "success"] == 1
     assert found["pgbackup_bucket_up"] == {(): 1}  # it has waited for the store
     assert [each.name for each in tmp_path.glob("*.prom*")] == ["pgbackup.prom"]
-    status, _out, err = command(setting, "-m", "_pgstream", "metrics", "--textfile", str(tmp_path / "no" / "x.prom"))
+    nowhere = str(tmp_path / "no" / "x.prom")
+    status, _out, err = command(setting, "-m", "_pgstream.main", "metrics", "--textfile", nowhere)
     assert status == 2 and "cannot write" in err[-1]["message"]
 
 

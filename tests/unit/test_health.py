@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import pytest
 from _pgstream import cli, health, schedule
@@ -27,8 +27,8 @@ def daily(*databases: str, **more: Any) -> Policy:
     return Policy(schedule=DAILY, databases=databases or ("shop",), **more)
 
 
-def look(*runs: Any, at: float = NOW + 2 * HOUR, wanted: Policy = daily(), facts: Any = SINCE) -> Health:  # noqa: B008
-    return judge(view(*runs, **facts), wanted, at)
+def look(*runs: Any, at: float = NOW + 2 * HOUR, wanted: Optional[Policy] = None, facts: Any = None) -> Health:
+    return judge(view(*runs, **(SINCE if facts is None else facts)), wanted or daily(), at)
 
 
 def test_a_success_since_it_was_due_is_healthy() -> None:

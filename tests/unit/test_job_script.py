@@ -44,7 +44,7 @@ class Job:
             assert name == "log.sh" or "/opt/pgbackup/bin/" in text
             (self.bin / name).write_text(text.replace("/opt/pgbackup/bin", str(self.bin)))
         self.program("pgbackup", ENGINE)
-        self.program("databases.py", '#!/bin/sh\nprintf "%s\\n" $BACKUP_DATABASES\n')
+        self.program("databases.py", 'import os\nprint("\\n".join(os.environ["BACKUP_DATABASES"].split()))\n')
 
     def program(self, name: str, text: str) -> None:
         path = self.bin / name

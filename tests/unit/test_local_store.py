@@ -112,7 +112,7 @@ def test_a_taken_key_is_not_overwritten(store: Store, tmp_path: Path) -> None:
 
 
 def test_of_many_writers_one_wins(store: Store, tmp_path: Path) -> None:
-    uploads = [store.begin(KEY, False) for _ in range(8)]
+    uploads = [store.begin(KEY, False) for _unused in range(8)]
     gate = threading.Barrier(8)
     won: List[int] = []
 
@@ -160,7 +160,8 @@ def test_sweep_removes_what_a_dead_writer_left(store: Store, tmp_path: Path) -> 
         "u = open_store(Storage(kind='local', directory=%r)).begin(%r, False); u.write([b'x']);"
         "os.kill(os.getpid(), signal.SIGKILL)" % (str(tmp_path), KEY)
     )
-    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
     assert done.returncode == -9
     (left,) = files(tmp_path)
     live = store.begin(KEY, False)

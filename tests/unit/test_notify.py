@@ -54,7 +54,7 @@ class Told:
 
     @property
     def warnings(self) -> List[str]:
-        assert {event for event in self.log.events()} <= {"not_notified"}
+        assert set(self.log.events()) <= {"not_notified"}
         return [str(fields["message"]) for level, _event, fields in self.log.lines if level == "WARNING"]
 
 

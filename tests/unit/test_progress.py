@@ -115,54 +115,54 @@ def test_no_bar_in_a_pipe(engine_env: Dict[str, str]) -> None:
 
 def test_update_is_cheap_and_safe_from_many_threads() -> None:
     pytest.importorskip("rich")
-    bar = progress.Bar(Terminal())
-    bar.update(0, 100, "data")
+    shown = progress.Bar(Terminal())
+    shown.update(0, 100, "data")
 
     def call() -> None:
         for step in range(20000):
-            bar.update(step, 20000, "data")
+            shown.update(step, 20000, "data")
 
     began = time.monotonic()
-    threads = [threading.Thread(target=call) for _ in range(4)]
+    threads = [threading.Thread(target=call) for _unused in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert time.monotonic() - began < 2  # 80,000 calls; each passed on to rich would take longer than this
-    bar.close()
+    shown.close()
 
 
 def test_calls_within_the_interval_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    bar = progress.Bar(Terminal())
-    bar.update(1, 100, "data")
-    bar.update(50, 100, "data")
-    assert bar._done == 1
+    shown = progress.Bar(Terminal())
+    shown.update(1, 100, "data")
+    shown.update(50, 100, "data")
+    assert shown._done == 1
     clock[0] += progress.INTERVAL * 2
-    bar.update(50, 100, "data")
-    bar.update(10, 100, "index")  # a new phase shows at once
-    assert bar._done == 10
+    shown.update(50, 100, "data")
+    shown.update(10, 100, "index")  # a new phase shows at once
+    assert shown._done == 10
     clock[0] += progress.INTERVAL * 2
-    bar.update(5, 100, "index")  # late news of another thread: never backwards
-    assert bar._done == 10
+    shown.update(5, 100, "index")  # late news of another thread: never backwards
+    assert shown._done == 10
     clock[0] += progress.INTERVAL * 2
-    bar.update(150, 100, "index")  # the total was only an estimate
-    assert bar._progress.tasks[0].total == 150
-    bar.close()
+    shown.update(150, 100, "index")  # the total was only an estimate
+    assert shown._progress.tasks[0].total == 150
+    shown.close()
 
 
 def test_closed_bar_stays_closed() -> None:
     stream = Terminal()
-    bar = progress.Bar(stream)
-    bar.update(1, 2, "data")
-    bar.close()
-    bar.close()
+    shown = progress.Bar(stream)
+    shown.update(1, 2, "data")
+    shown.close()
+    shown.close()
     size = len(stream.getvalue())
-    bar.update(2, 2, "more")
+    shown.update(2, 2, "more")
     assert len(stream.getvalue()) == size
-    bar.line(stream, "text")
+    shown.line(stream, "text")
     assert stream.getvalue().endswith("text\n")
 
 

@@ -269,7 +269,7 @@ def test_rclone_is_killed_while_it_writes(place_of: Callable[..., Place], kind: 
     upload.write([os.urandom(3 * MIB)])
     rclone_of(upload).kill()
     with pytest.raises(StorageError, match="killed by signal 9"):
-        for _ in range(100):
+        for _unused in range(100):
             upload.write([os.urandom(MIB)])
     upload.abort()
     assert place.store.stat(KEY) is None and place.files() == []
@@ -296,7 +296,7 @@ def test_the_server_is_killed_while_it_is_written_to(
     upload.write([os.urandom(3 * MIB)])
     server.kill()
     with pytest.raises(StorageError) as caught:
-        for _ in range(100):
+        for _unused in range(100):
             upload.write([os.urandom(MIB)])
         upload.commit()
     assert caught.value.exit_code == 4 and place.storage.root in str(caught.value)
@@ -331,7 +331,7 @@ def test_a_killed_run_leaves_what_the_next_sweeps(sftp: Place) -> None:
         "u.write([os.urandom(3 << 20)]); print(u._process.pid); sys.stdout.flush();"
         "os.kill(os.getpid(), signal.SIGKILL)" % (sftp.storage.rclone_remote, sftp.storage.rclone_path, KEY)
     )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE,
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False,
                           env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     wait_until(lambda: not Path("/proc", done.stdout.decode().strip()).exists(), "the end of rclone")
@@ -373,7 +373,7 @@ def test_an_aborted_multipart_upload_is_aborted_there_too(place_of: Callable[...
     place = place_of("s3")
     bucket = place.root.name
     upload = place.store.begin(KEY, False)
-    for _ in range(24):
+    for _unused in range(24):
         upload.write([os.urandom(MIB)])
     wait_until(lambda: s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads"), "the multipart upload")
     upload.abort()
@@ -695,7 +695,7 @@ def test_no_secret_and_nothing_of_postgres_goes_to_rclone(
 ])  # fmt: skip
 def test_exit_statuses(alias: Place, status: int, said: str, kind: Any, passing: bool) -> None:
     error = alias.store.client.failure(status, said)  # type: ignore[attr-defined]
-    assert type(error) is kind and getattr(error, "passing", False) is passing
+    assert (type(error), getattr(error, "passing", False)) == (kind, passing)
     if status == 2:
         assert "unknown flag: --stat" in error.sentence() and "1.57 or newer" in error.hint
 

@@ -243,7 +243,7 @@ def test_three_years_of_nights() -> None:
     years = ["2026-12-31", "2025-12-31", "2024-12-31"]
     assert left == sorted({*days, *sundays, *months, *years}, reverse=True)
     why = retention.reasons(backups, Retention(keep_weekly=5), after(backups))
-    assert [reasons for reasons in why.values()] == [
+    assert list(why.values()) == [
         ("weekly 2026-W53",), ("weekly 2026-W52",), ("weekly 2026-W51",), ("weekly 2026-W50",), ("weekly 2026-W49",),
     ]  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_a_default_is_what_its_own_specification_allows(name):
         OPTIONS[name],
         {"str": str, "path": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict},
     )
-    assert type(option["default"]) is kinds[option["type"]]
+    assert (type(option["default"]),) == (kinds[option["type"]],)
     values = option["default"] if option["type"] == "list" else [option["default"]]
     assert set(map(str, values)) <= set(map(str, option.get("choices", values)))
 

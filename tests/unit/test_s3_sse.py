@@ -86,7 +86,7 @@ def test_a_backup_in_parts_comes_back(storage: Storage) -> None:
     assert store.read("k.sql.gz", 0, len(data)) == data
 
 
-@pytest.mark.parametrize("key", ["", OTHER])
+@pytest.mark.parametrize("key", ["", OTHER], ids=["none", "other"])
 def test_without_the_key_or_with_another_nothing_is_read(fake: FakeS3, key: str) -> None:
     storage = storage_at(fake.endpoint_url, sse_customer_key=KEY)
     put(open_store(storage), "k.sql.gz", b"data")
@@ -140,7 +140,10 @@ def test_parameters() -> None:
     assert KEY not in repr(with_key)
 
 
-@pytest.mark.parametrize("text", ["", "x", KEY[:-1], KEY[4:], base64.b64encode(bytes(33)).decode(), KEY + "\n\u00e9"])
+NO_KEYS = ["", "x", KEY[:-1], KEY[4:], base64.b64encode(bytes(33)).decode(), KEY + "\n\u00e9"]
+
+
+@pytest.mark.parametrize("text", NO_KEYS, ids=range(len(NO_KEYS)))
 def test_what_is_no_key(text: str) -> None:
     with pytest.raises(ValueError, match="is not 32 bytes in base64"):
         s3_sse.check_customer_key(text)

@@ -15,14 +15,19 @@ import hmac
 import os
 from typing import Optional, Sequence, Union
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from . import age_header
 from .age_header import Header, Stanza
 from .errors import IntegrityError, UsageError
+
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    _MISSING: Optional[ImportError] = None
+except ImportError as error:
+    _MISSING = error
 
 CHUNK = 64 << 10  # bytes of contents
 TAG = 16  # bytes more, once encrypted
@@ -58,7 +63,10 @@ def new_file_key() -> bytes:
 
 
 def seal_header(file_key: bytes, recipients: Sequence[bytes]) -> bytes:
-    """A header that each of these public keys opens. UsageError for a key that is none."""
+    """A header that each of these public keys opens. UsageError for a key that is none, ImportError without the
+    package."""
+    if _MISSING is not None:
+        raise _MISSING
     stanzas = []
     for recipient in recipients:
         ephemeral = X25519PrivateKey.generate()
@@ -73,7 +81,10 @@ def seal_header(file_key: bytes, recipients: Sequence[bytes]) -> bytes:
 
 
 def open_header(header: Header, identities: Sequence[bytes]) -> Optional[bytes]:
-    """The file key, or None if none of these secret keys opens it. IntegrityError for a header that was changed."""
+    """The file key, or None if none of these secret keys opens it. IntegrityError for a header that was changed,
+    ImportError without the package."""
+    if _MISSING is not None:
+        raise _MISSING
     found = None
     keys = [X25519PrivateKey.from_private_bytes(identity) for identity in identities]
     for stanza in header.stanzas:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Opti
 from . import age_header
 from .age_header import Header
 from .age_keys import identity_keys, recipient_key
-from .errors import IntegrityError, NotFoundError, UsageError
+from .errors import IntegrityError, NotFoundError, UsageError, given
 from .model import ENCRYPTED, Finding, Storage
 from .store import Deletion, Store, StoredObject, Upload
 
@@ -120,9 +120,8 @@ class CipherStore(Store):
             yield piece
 
     def _decrypted(self, key: str, opened: _Opened, number: int, sealed: bytes) -> bytes:
-        assert opened.payload is not None  # `_open` saw to that
         try:
-            return opened.payload.open(number, number == opened.chunks - 1, sealed)
+            return given(opened.payload).open(number, number == opened.chunks - 1, sealed)
         except IntegrityError as error:
             error.message = "%s is damaged, or was replaced while it was read: %s" % (key, error.message)
             raise
@@ -168,7 +167,7 @@ class CipherStore(Store):
             header = age_header.parse(start, len(start) == min(size, age_header.MOST))
             if header is not None:
                 break
-        assert header is not None  # `parse` raises rather than ask for more than there is
+        header = given(header)  # `parse` raises rather than ask for more than there is
         if not self._identities:
             return _Opened(size, header, None, 0, 0, 0)
         from . import age

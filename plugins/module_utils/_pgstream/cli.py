@@ -90,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
             status = outcome.exit_code
             if outcome.failure is None:
                 record.succeed(outcome.fields)
-            log.bar.close()
+            log.progress_bar.close()
             line = {"event": "result", "correlation_id": log.correlation_id, **outcome.fields}
             shown = json.dumps(line, ensure_ascii=False, default=str)
             if outcome.table and is_terminal(out) and not options.json:
@@ -107,7 +107,7 @@ def main(argv: Optional[Sequence[str]] = None, environ: Optional[Texts] = None) 
         except (Exception, KeyboardInterrupt, Interrupted) as caught:
             signals.ignore()
             error = signals.received or caught  # what else fails then is an echo of the interrupt
-        log.bar.close()
+        log.progress_bar.close()
         return status if error is None else _fail(log, record, tell, error, environment, debug)
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from . import config_cluster, notify
+from .cluster_model import ClusterRequest
 from .errors import BackupError, Interrupted, PartialError
 from .events import Log
 from .model import BackupResult, Filters
@@ -63,7 +64,7 @@ def back_up(
         one, wanted = config_cluster.cluster_parts(
             environ, flags, filters, options.overwrite, log.correlation_id, options.globals_only
         )
-        request = cluster.ClusterRequest(
+        request = ClusterRequest(
             one, wanted.databases, wanted.exclude, wanted.globals, wanted.globals_passwords
         )
         result = cluster.back_up_cluster(request, log, each, hide, options.dry_run)

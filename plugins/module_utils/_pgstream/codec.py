@@ -74,10 +74,11 @@ class _Gzip(Compressor):
     def compress(self, data: bytes) -> bytes:
         self._crc = self._crc32(data, self._crc)
         self._size += len(data)
-        return self._deflate.compress(data)
+        compressed: bytes = self._deflate.compress(data)
+        return compressed
 
     def flush(self) -> bytes:
-        tail = self._deflate.flush()
+        tail: bytes = self._deflate.flush()
         return tail + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
 
 

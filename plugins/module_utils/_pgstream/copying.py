@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from .archive import ArchiveWriter, BlockEncoder
 from .clients import Clients
-from .errors import BackupError
+from .errors import BackupError, given
 from .plan import CopyItem, CopyTask
 from .postgres import Leader
 from .process import Processes
@@ -68,8 +68,7 @@ class RowBlocks:
         while chunk:
             if not self._open:
                 self._start_copy()
-            assert self._encoder is not None
-            room = self._block_size - self._encoder.raw_length
+            room = self._block_size - given(self._encoder).raw_length
             if len(chunk) < room:
                 self._rows(chunk)
                 return
@@ -105,11 +104,10 @@ class RowBlocks:
         self._open = True
 
     def _rows(self, chunk: bytes) -> None:
-        assert self._encoder is not None and self._item is not None
-        table = self._item.table
+        encoder, table = given(self._encoder), given(self._item).table
         rows = chunk.count(b"\n")
-        self._encoder.write(chunk)
-        self._encoder.count(table, rows)
+        encoder.write(chunk)
+        encoder.count(table, rows)
         self.rows[table] += rows
         self.raw_bytes[table] += len(chunk)
 

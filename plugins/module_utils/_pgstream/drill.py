@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import catalog, restore
 from .errors import BackupError, IntegrityError, UsageError
@@ -104,7 +104,7 @@ class _Within(Log):
         super().__init__()
         self._outer = outer
 
-    def write(self, level: str, event: str, fields: dict) -> None:
+    def write(self, level: str, event: str, fields: Dict[str, Any]) -> None:
         if event != "started":
             self._outer.write(level, event, fields)
 

@@ -19,7 +19,9 @@ BackupError            1  the operation failed
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
+
+Given = TypeVar("Given")
 
 
 class BackupError(Exception):
@@ -133,3 +135,10 @@ def first_cause(current: Optional[BaseException], new: BaseException) -> BaseExc
     if current is None or (isinstance(current, Cancelled) and not isinstance(new, Cancelled)):
         return new
     return current
+
+
+def given(value: Optional[Given]) -> Given:
+    """`value`, which cannot be None there; a type checker does not see that."""
+    if value is None:
+        raise AssertionError("a value that must be there is not")
+    return value

@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 from datetime import datetime, timezone
-from typing import Callable, Dict, Optional, TextIO
+from typing import Any, Callable, Dict, Optional, TextIO
 
 
 def utc_now() -> datetime:
@@ -48,7 +48,7 @@ class Log:
     def error(self, event: str, **fields: object) -> None:
         self.write("ERROR", event, fields)
 
-    def write(self, level: str, event: str, fields: dict) -> None:
+    def write(self, level: str, event: str, fields: Dict[str, Any]) -> None:
         pass
 
     def progress(self, done: int, total: int, what: str = "") -> None:
@@ -73,7 +73,7 @@ class JsonLog(Log):
         self._on_progress = on_progress
         self._lock = threading.Lock()
 
-    def write(self, level: str, event: str, fields: dict) -> None:
+    def write(self, level: str, event: str, fields: Dict[str, Any]) -> None:
         line = {
             "ts": rfc3339(utc_now()),
             "level": level,

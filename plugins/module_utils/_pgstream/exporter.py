@@ -19,14 +19,19 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Iterator, List, Mapping, Optional
 
-from prometheus_client import CollectorRegistry, exposition, write_to_textfile
-from prometheus_client.metrics_core import Metric
-
 from . import config, health, metrics, page
 from .errors import UsageError
 from .events import Log
 from .model import Storage
 from .observer import Observer
+
+try:
+    from prometheus_client import CollectorRegistry, exposition, write_to_textfile
+    from prometheus_client.metrics_core import Metric
+
+    _MISSING: Optional[ImportError] = None
+except ImportError as error:
+    _MISSING = error
 
 DEFAULT_LISTEN = "0.0.0.0:9187"
 DEFAULT_INTERVAL = "5m"  # between two listings of the store
@@ -53,7 +58,10 @@ class Settings:
 def settings(
     environ: Mapping[str, str], flags: Mapping[str, str], listen: str = "", hide: Callable[[str], str] = str
 ) -> Settings:
-    """From the environment. UsageError when something is wrong, or when there is nothing to tell of."""
+    """From the environment. UsageError when something is wrong, or when there is nothing to tell of; ImportError
+    without the package prometheus-client."""
+    if _MISSING is not None:
+        raise _MISSING
     address = listen or environ.get("BACKUP_METRICS_LISTEN") or DEFAULT_LISTEN
     match = re.fullmatch(r"(?:\[([0-9A-Za-z:.%]+)\]|([^:\[\]]*)):([0-9]{1,5})", address)
     if match is None or int(match[3]) > 65535:

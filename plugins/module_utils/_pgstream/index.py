@@ -39,7 +39,7 @@ def index_text(index: Index) -> bytes:
     """The index as SQL comment lines, one JSON object each: the head, then the tables, then the blocks."""
     head = dataclasses.asdict(index)
     del head["tables"], head["blocks"]
-    lines: List[dict] = [{"index": head}]
+    lines: List[Dict[str, Any]] = [{"index": head}]
     lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
     lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]
     text = [_FIRST_LINE.decode("ascii")]
@@ -49,7 +49,7 @@ def index_text(index: Index) -> bytes:
 
 def parse_index(pieces: Iterable[bytes]) -> Index:
     """The reverse of `index_text`. Raises IntegrityError for anything it would not have written."""
-    head: Optional[dict] = None
+    head: Optional[Dict[str, Any]] = None
     tables: List[Table] = []
     blocks: List[Block] = []
     copies = 0  # COPYs in all blocks
@@ -129,7 +129,7 @@ _JSON = json.JSONDecoder(parse_int=_whole_number)
 
 
 def _row(entry: Any, types: Tuple[type, ...]) -> Tuple[Any, ...]:
-    if type(entry) is not list or tuple(map(type, entry)) != types:
+    if not isinstance(entry, list) or tuple(map(type, entry)) != types:
         raise IntegrityError("the index has grants or settings that are not what they should be")
     for value in entry:
         _check_text(value)
@@ -149,9 +149,10 @@ def _made(kind: Callable[..., Made], fields: Dict[str, Any]) -> Made:
     made = kind(**fields)
     for field in dataclasses.fields(made):  # type: ignore[arg-type]
         wanted = _PLAIN.get(str(field.type))
-        if wanted is not None and type(getattr(made, field.name)) is not wanted:
+        value = getattr(made, field.name)
+        if wanted is not None and (type(value),) != (wanted,):  # True is an int to isinstance
             raise IntegrityError("the index has a field %s that is not what it should be" % field.name)
-        _check_text(getattr(made, field.name))
+        _check_text(value)
     return made
 
 

@@ -340,7 +340,7 @@ def _forget(connection: sqlite3.Connection, group: Group) -> None:
     kept.update([token for token, status, changed, _level in rows if status == SUCCESS and changed][:1])
     newest: Dict[Tuple[str, bool], str] = {}  # of each level the last run and the last success: a drill may be rare
     for token, status, _changed, level in rows:
-        for good in {False, status == SUCCESS}:
+        for good in (False, status == SUCCESS):
             newest.setdefault((level, good), token)
     kept.update(newest.values())
     gone = [(row[0],) for row in rows if row[0] not in kept]

@@ -97,7 +97,7 @@ class Loader:
         if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
             process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
         process.write(b"BEGIN;\n")
-        expected: List[tuple] = []
+        expected: List[Tuple[int, int]] = []
         reader = Reader(store, key, run)
         for block in run:
             check_running(self._processes.closed)
@@ -118,7 +118,7 @@ class Loader:
         process.finish()
         self._compare(index, expected, copied_rows(process.said()))
 
-    def _compare(self, index: Index, expected: Sequence[tuple], counts: Sequence[int]) -> None:
+    def _compare(self, index: Index, expected: Sequence[Tuple[int, int]], counts: Sequence[int]) -> None:
         if len(expected) != len(counts):
             raise IntegrityError("the server ran %d COPY statements, the index names %d" % (len(counts), len(expected)))
         for (number, rows), count in zip(expected, counts):

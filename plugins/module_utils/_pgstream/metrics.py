@@ -12,16 +12,19 @@ from __future__ import annotations
 import platform
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.utils import floatToGoString
-
 from .bucket_watch import Listing
 from .errors import LockedError
 from .health import FAILING, Health
 from .ledger import BOUNDS, FAILURE, RUNNING, SUCCESS, Group, Run, Totals, View, proves
 from .model import ENGINE_VERSION, FORMAT_VERSION, LEVELS
 from .observer import Facts
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.utils import floatToGoString
+except ImportError:
+    pass  # `exporter`, the only way here, says so
 
 Sample = Tuple[Sequence[str], Optional[float]]  # label values; None: no sample
 GROUP = ("operation", "database")
@@ -57,7 +60,7 @@ def _counters(view: View) -> Iterator[Metric]:
         buckets, count = [], 0
         for bound in BOUNDS:
             count += totals.durations.get(bound, 0)
-            buckets.append((floatToGoString(bound), count))
+            buckets.append((floatToGoString(bound), count))  # type: ignore[no-untyped-call]
         durations.add_metric(group, buckets, totals.seconds)
     yield runs
     yield durations

@@ -18,6 +18,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 from .bucket_watch import Usage
+from .errors import given
 from .health import FAILING, OK, STARTING, Verdict
 from .ledger import RUNNING, SUCCESS, Run, proves
 from .model import ENGINE_VERSION, LEVELS
@@ -98,11 +99,11 @@ def _overall(facts: Facts) -> Tuple[str, str, List[str]]:
 
 def _when(facts: Facts) -> List[str]:
     """Of the last success and the next due time, where these are known."""
-    assert facts.health is not None and facts.view is not None
-    good = [run.ended for run in facts.view.runs if run.operation == "backup" and run.status == SUCCESS]
+    health, view = given(facts.health), given(facts.view)
+    good = [run.ended for run in view.runs if run.operation == "backup" and run.status == SUCCESS]
     words = ["Last success %s." % _time(max(good), facts.now) if good else "No backup has succeeded yet."]
-    if facts.health.next_due:
-        due = datetime.strptime(facts.health.next_due, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
+    if health.next_due:
+        due = datetime.strptime(health.next_due, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
         words.append("The next is due %s." % _time(due, facts.now))
     else:
         words.append("No schedule is configured.")

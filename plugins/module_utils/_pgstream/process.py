@@ -19,7 +19,7 @@ import tempfile
 import threading
 from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
-from .errors import BackupError, Cancelled, ServerError, hint_of
+from .errors import BackupError, Cancelled, ServerError, given, hint_of
 
 PIPE_SIZE = 1 << 20  # bytes; Linux's default limit for an unprivileged user (pipe-max-size)
 READ_SIZE = 1 << 20  # bytes
@@ -63,17 +63,16 @@ class Process:
         self.pid = self._popen.pid
         self._stderr = bytearray()
         self._stdout = bytearray()
-        assert self._popen.stdout is not None and self._popen.stderr is not None
-        self._out = self._popen.stdout.fileno()
+        stdout = given(self._popen.stdout)
+        self._out = stdout.fileno()
         _widen(self._out)
-        self._helpers = [self._start(self._collect, self._popen.stderr, self._stderr)]
+        self._helpers = [self._start(self._collect, given(self._popen.stderr), self._stderr)]
         if hasattr(os, "waitid"):
             self._start(self._end_group)
         if feed:
-            assert self._popen.stdin is not None
-            _widen(self._popen.stdin.fileno())
+            _widen(given(self._popen.stdin).fileno())
             # Whoever feeds a child does not read it: what it says is kept until its end.
-            self._helpers.append(self._start(self._collect, self._popen.stdout, self._stdout))
+            self._helpers.append(self._start(self._collect, stdout, self._stdout))
         elif data is not None:
             self._helpers.append(self._start(self._feed, data))
 
@@ -98,9 +97,9 @@ class Process:
 
     def write(self, data: Union[bytes, memoryview]) -> None:
         """Feed the child. A broken pipe is reported as what the child said when it died."""
-        assert self._popen.stdin is not None
+        stdin = given(self._popen.stdin)
         try:
-            _write_all(self._popen.stdin.fileno(), data)
+            _write_all(stdin.fileno(), data)
         except BrokenPipeError:
             self.finish()
             raise BackupError("%s stopped reading its input" % self.name) from None
@@ -160,9 +159,8 @@ class Process:
 
     def _close(self) -> None:
         self.close_input()
-        assert self._popen.stdout is not None and self._popen.stderr is not None
-        self._popen.stdout.close()
-        self._popen.stderr.close()
+        given(self._popen.stdout).close()
+        given(self._popen.stderr).close()
 
     def _failure(self, status: int) -> BackupError:
         text = self.stderr_text()
@@ -204,14 +202,14 @@ class Process:
             kept += chunk[: KEPT - len(kept)]
 
     def _feed(self, data: bytes) -> None:
-        assert self._popen.stdin is not None
+        stdin = given(self._popen.stdin)
         try:
-            _write_all(self._popen.stdin.fileno(), data)
+            _write_all(stdin.fileno(), data)
         except BrokenPipeError:
             pass  # its exit status tells
         finally:
             try:
-                self._popen.stdin.close()
+                stdin.close()
             except BrokenPipeError:
                 pass
 

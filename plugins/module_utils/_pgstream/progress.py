@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
-from typing import Any, Optional, TextIO, Type
+from typing import Any, Dict, Optional, TextIO, Type
 
 from .events import JsonLog
 
@@ -131,8 +131,8 @@ class TerminalLog(JsonLog):
     """
 
     def __init__(self, correlation_id: str, operation: str, database: str, out: TextIO, err: TextIO) -> None:
-        self.bar = Bar(err)
-        super().__init__(correlation_id, operation, database, out, err, on_progress=self.bar.update)
+        self.progress_bar = Bar(err)
+        super().__init__(correlation_id, operation, database, out, err, on_progress=self.progress_bar.update)
 
     def __enter__(self) -> TerminalLog:
         return self
@@ -140,16 +140,16 @@ class TerminalLog(JsonLog):
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self.bar.close()
+        self.progress_bar.close()
 
-    def write(self, level: str, event: str, fields: dict) -> None:
+    def write(self, level: str, event: str, fields: Dict[str, Any]) -> None:
         stream = self._out if level == "INFO" else self._err
         if is_terminal(stream):
-            self.bar.line(stream, self._human(level, event, fields))
+            self.progress_bar.line(stream, self._human(level, event, fields))
         else:
             super().write(level, event, fields)
 
-    def _human(self, level: str, event: str, fields: dict) -> str:
+    def _human(self, level: str, event: str, fields: Dict[str, Any]) -> str:
         head = time.strftime("%H:%M:%S ") + ("" if level == "INFO" else level + " ")
         if "message" in fields:  # a sentence says it all, but for a traceback that was asked for
             trace = "".join(printable(line) + "\n" for line in str(fields.get("traceback", "")).splitlines())

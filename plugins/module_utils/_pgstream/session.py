@@ -123,8 +123,8 @@ class Session:
 
     def _settle(self, autocommit: bool) -> None:
         self._connection.autocommit = True
-        self.version = self._connection.server_version  # server_version_num
-        self.major = self.version // 10000
+        self.version: int = self._connection.server_version  # server_version_num
+        self.major: int = self.version // 10000
         self.encoding = self._connection.info.parameter_status("server_encoding") or "UTF8"
         self.codec = "latin-1"
         # Names of an SQL_ASCII database are bytes of no known encoding: LATIN1 carries each one unchanged.

@@ -16,7 +16,7 @@ import os
 import re
 from typing import Any, Dict, Optional, Sequence
 
-from ..errors import BackupError, Cancelled, IntegrityError, StorageError
+from ..errors import BackupError, Cancelled, IntegrityError, StorageError, given
 from ..plan import part_size
 from ..process import Process
 from . import StoredObject, Upload
@@ -80,22 +80,22 @@ class RcloneUpload(Upload):
         )
 
     def _feed(self, piece: bytes) -> None:
-        assert self._process is not None
+        process = given(self._process)
         view = memoryview(piece)
         for start in range(0, len(view), _SLICE):
-            with self._client.bounded(self._process):
+            with self._client.bounded(process):
                 try:
-                    self._process.write(view[start : start + _SLICE])
+                    process.write(view[start : start + _SLICE])
                 except BackupError:  # it died: what it said of that is better than that it did
-                    self._client.finish(self._process)
+                    self._client.finish(process)
                     raise
 
     def _end(self) -> None:
         """The end of the stream, and rclone's own."""
-        assert self._process is not None
-        with self._client.bounded(self._process):
-            self._process.close_input()
-            self._client.finish(self._process)
+        process = given(self._process)
+        with self._client.bounded(process):
+            process.close_input()
+            self._client.finish(process)
         self._process = None
 
     def commit(self) -> StoredObject:

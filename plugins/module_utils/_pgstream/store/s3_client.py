@@ -84,7 +84,8 @@ class S3Client:
             arguments["Body"].seek(0)  # an attempt before this one may have read it
         try:
             key = s3_sse.of_request(self.storage, operation)
-            return getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments, **key)
+            answer: Dict[str, Any] = getattr(self.boto, operation)(Bucket=self.storage.bucket, **arguments, **key)
+            return answer
         except FAULTS as error:
             raise translate(error, self.storage) from error
 

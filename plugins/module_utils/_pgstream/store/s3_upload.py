@@ -51,7 +51,7 @@ class S3Upload(Upload):
         self._part = bytearray()
         self._filled = 0
         self._size = 0
-        self._parts: List[Future] = []
+        self._parts: List[Future[Any]] = []
         self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="upload")
         self._failure: Optional[BaseException] = None
         self._stopped = threading.Event()
