@@ -32,12 +32,13 @@ PAIR = KeyPair()
 KEY = base64.b64encode(bytes(32)).decode()
 BASE = {"login_host": "db", "login_user": "u", "login_db": "shop", "bucket": "b"}
 BASE_ENVIRONMENT = {"POSTGRES_HOST": "db", "POSTGRES_USER": "u", "POSTGRES_DB": "shop", "RCLONE_S3_BUCKET": "b"}
+SEVERAL = {"login_db": None, "databases": ["all"]}
 NO_BUCKET: Dict[str, Any] = {"bucket": None}
 #: Option -> its value, as the environment has it, and what goes with it in both.
 SAMPLES: Dict[str, Tuple[Any, str, Dict[str, Any], Dict[str, str]]] = {
     "login_unix_socket": ("/run/x", "/run/x", {"login_host": None}, {}),
     "databases": (["a b", "c*"], '"a b", c*', {"login_db": None}, {"POSTGRES_DB": ""}),
-    "exclude_databases": (["x"], "x", {"login_db": None, "databases": ["all"]}, {"POSTGRES_DB": "", "BACKUP_DATABASES": "all"}),
+    "exclude_databases": (["x"], "x", SEVERAL, {"POSTGRES_DB": "", "BACKUP_DATABASES": "all"}),
     "globals": (True, "true", {}, {}),
     "globals_passwords": (True, "true", {"globals": True}, {"BACKUP_GLOBALS": "true"}),
     "ssl_mode": ("require", "require", {}, {}),
@@ -146,7 +147,8 @@ def test_what_is_not_given_is_the_same(module: str) -> None:
     """But for the level that the comparison itself needs, and the key of a restore."""
     given = {"backup_key": "latest", "source_db": "shop", "login_db": "shop"} if module == "restore" else {}
     own, other = flat(by_module(module, given)), flat(by_environment(module, {}, {}))
-    assert {path for path in own if path in other and own[path] != other[path]} <= {".server.ssl_mode", ".backup.server.ssl_mode"}
+    different = {path for path in own if path in other and own[path] != other[path]}
+    assert different <= {".server.ssl_mode", ".backup.server.ssl_mode"}
 
 
 def test_a_variable_stands_for_each_option_or_a_flag_does() -> None:
@@ -175,7 +177,9 @@ def test_the_role_passes_each_variable_on() -> None:
     template = (ROLE / "templates" / "compose.yml.j2").read_text()
     secrets: Dict[str, Dict[str, str]] = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["pgbackup_secrets"]
     secret = {
-        (re.sub("_FILE$", "", each["variable"]), name) for each in secrets.values() for name in re.findall(r"pgbackup_\w+", each["value"])
+        (re.sub("_FILE$", "", each["variable"]), name)
+        for each in secrets.values()
+        for name in re.findall(r"pgbackup_\w+", each["value"])
     }
     defaults: Dict[str, Any] = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     missing: List[str] = []
