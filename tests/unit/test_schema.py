@@ -280,3 +280,16 @@ def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
         "--lock-wait-timeout=7s",
         "--schema=a*", '--exclude-schema="B"', "--table=t", "--exclude-table=u", "db",
     ]  # fmt: skip
+
+
+def test_indexes_are_counted() -> None:
+    """As pg_dump spells what makes one; a primary key without a name of its own has one in the archive."""
+    dumped = (
+        b"\0CREATE INDEX a ON s.t USING btree (a);\n\0CREATE UNIQUE INDEX b ON s.t USING btree (b);\n"
+        b"ALTER TABLE ONLY s.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n"
+        b"ALTER TABLE ONLY s.t\n    ADD CONSTRAINT u UNIQUE (b);\n"
+        b"ALTER TABLE ONLY s.t\n    ADD CONSTRAINT x EXCLUDE USING gist (r WITH &&);\n"
+        b"ALTER TABLE ONLY s.t\n    ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.t(id);\n"
+        b"ALTER INDEX s.parent ATTACH PARTITION s.child;\n"
+    )
+    assert schema.count_indexes(dumped) == 5

@@ -39,9 +39,14 @@ from .workers import run_parallel
 LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_jobs() -> int:
     """The smaller of 4 and the processors this process may use."""
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(4, processors())
 
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:

@@ -184,6 +184,11 @@ def unknown(toc: Sequence[Entry], schemas: Sequence[str], tables: Sequence[Tuple
     return missing
 
 
+def count_indexes(dumped: bytes) -> int:
+    """About how many indexes the schema archive has, by the statements that stand in it."""
+    return len(_INDEX.findall(dumped))
+
+
 def is_refresh(entry: Entry) -> bool:
     """Whether it fills a materialized view."""
     return _split(entry)[0] == b"MATERIALIZED VIEW DATA"
@@ -201,6 +206,7 @@ def _is(kind: bytes, rest: bytes, name: Tuple[bytes, bytes]) -> bool:
     )
 
 
+_INDEX = re.compile(rb"CREATE (?:UNIQUE )?INDEX |ADD CONSTRAINT [^\n]+ (?:PRIMARY KEY|UNIQUE|EXCLUDE) ")
 _RELATIONS = (b"TABLE", b"VIEW", b"MATERIALIZED VIEW", b"FOREIGN TABLE", b"SEQUENCE")
 _ATTACHED = (
     b"INDEX", b"CONSTRAINT", b"CHECK CONSTRAINT", b"FK CONSTRAINT", b"TRIGGER", b"DEFAULT", b"SEQUENCE",
