@@ -65,6 +65,7 @@ venv:
 
 lint: collections
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --quiet plugins
 	$(PY) -m mypy plugins/module_utils/_pgstream
 	$(VENV)/bin/antsibull-changelog lint
 	$(VENV)/bin/antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml

@@ -21,14 +21,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "plugins" / "module_utils"), str(REPOSITORY / "playbooks" / "collections")]
 
 from _pgstream import cli, config  # noqa: E402 (after sys.path, as what follows)
-from ansible_collections.pgstream.backup.plugins.module_utils import _args  # noqa: E402
+from ansible_collections.pgstream.backup.plugins.module_utils import _specs  # noqa: E402
 
 SPECS: Dict[str, Dict[str, Dict[str, Any]]] = {
-    "backup": _args.BACKUP_SPEC,
-    "restore": _args.RESTORE_SPEC,
-    "verify": _args.VERIFY_SPEC,
-    "info": _args.INFO_SPEC,
-    "prune": _args.PRUNE_SPEC,
+    "backup": _specs.BACKUP_SPEC,
+    "restore": _specs.RESTORE_SPEC,
+    "verify": _specs.VERIFY_SPEC,
+    "info": _specs.INFO_SPEC,
+    "prune": _specs.PRUNE_SPEC,
 }
 COMMANDS = {"info": "list"}  # verbs of the command that are not called as their module
 ENVIRONMENT = {
@@ -82,7 +82,7 @@ ENVIRONMENT = {
     "ping_url": "BACKUP_PING_URL",
     "webhook_url": "BACKUP_WEBHOOK_URL",
     "notify": "BACKUP_NOTIFY",
-    **{option: "BACKUP_" + option.upper() for option in _args.RETENTION_OPTIONS},
+    **{option: "BACKUP_" + option.upper() for option in _specs.RETENTION_OPTIONS},
 }
 #: Flags that are neither those of a variable nor called as the option.
 FLAGS = {

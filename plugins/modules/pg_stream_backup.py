@@ -424,7 +424,7 @@ exit_code:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgstream.backup.plugins.module_utils._args import BACKUP_SPEC, backup_request
+from ansible_collections.pgstream.backup.plugins.module_utils._args import backup_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.backup import back_up, predict_backup
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.cluster import alone, back_up_cluster
 from ansible_collections.pgstream.backup.plugins.module_utils._run import (
@@ -435,6 +435,7 @@ from ansible_collections.pgstream.backup.plugins.module_utils._run import (
     run_module,
     telling_of_each,
 )
+from ansible_collections.pgstream.backup.plugins.module_utils._specs import BACKUP_SPEC
 
 
 def work(module, log):

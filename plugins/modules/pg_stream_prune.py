@@ -170,9 +170,10 @@ exit_code:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgstream.backup.plugins.module_utils._args import PRUNE_SPEC, prune_request
+from ansible_collections.pgstream.backup.plugins.module_utils._args import prune_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.prune import predict_prune, prune
 from ansible_collections.pgstream.backup.plugins.module_utils._run import prune_answer, require, run_module
+from ansible_collections.pgstream.backup.plugins.module_utils._specs import PRUNE_SPEC
 
 
 def work(module, log):

@@ -355,9 +355,10 @@ exit_code:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgstream.backup.plugins.module_utils._args import RESTORE_SPEC, restore_request
+from ansible_collections.pgstream.backup.plugins.module_utils._args import restore_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.restore import predict_restore, restore
 from ansible_collections.pgstream.backup.plugins.module_utils._run import require, restore_answer, run_module
+from ansible_collections.pgstream.backup.plugins.module_utils._specs import RESTORE_SPEC
 
 
 def work(module, log):

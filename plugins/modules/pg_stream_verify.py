@@ -261,9 +261,10 @@ exit_code:
 from dataclasses import asdict, replace
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgstream.backup.plugins.module_utils._args import VERIFY_SPEC, verify_request
+from ansible_collections.pgstream.backup.plugins.module_utils._args import verify_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.verify import verify
 from ansible_collections.pgstream.backup.plugins.module_utils._run import noted, require, run_module
+from ansible_collections.pgstream.backup.plugins.module_utils._specs import VERIFY_SPEC
 
 
 def work(module, log):

@@ -10,7 +10,7 @@ import json
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.pgstream.backup.plugins.module_utils import _args, _run
+from ansible_collections.pgstream.backup.plugins.module_utils import _args, _run, _specs
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import cluster_model, errors, model
 
 S3 = {"bucket": "b"}
@@ -21,23 +21,23 @@ def backup(**given):
 
 
 def cluster(**given):
-    return _args.backup_request(validated(_args.BACKUP_SPEC, {**S3, **given}))
+    return _args.backup_request(validated(_specs.BACKUP_SPEC, {**S3, **given}))
 
 
 def restore(**given):
-    return _args.restore_request(validated(_args.RESTORE_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
+    return _args.restore_request(validated(_specs.RESTORE_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
 
 
 def verify(**given):
-    return _args.verify_request(validated(_args.VERIFY_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
+    return _args.verify_request(validated(_specs.VERIFY_SPEC, {"backup_key": "k.sql.gz", **S3, **given}))
 
 
 def info(**given):
-    return _args.info_request(validated(_args.INFO_SPEC, {**S3, **given}))
+    return _args.info_request(validated(_specs.INFO_SPEC, {**S3, **given}))
 
 
 def prune(**given):
-    return _args.prune_request(validated(_args.PRUNE_SPEC, {"login_db": "shop", **S3, **given}))
+    return _args.prune_request(validated(_specs.PRUNE_SPEC, {"login_db": "shop", **S3, **given}))
 
 
 def validated(spec, given):
@@ -112,7 +112,7 @@ KEY = "globals_2026-01-31T02:00:00Z.cluster.sql.gz"
 def test_globals_are_asked_for_by_option_or_by_key():
     assert restore(backup_key="latest", globals=True).globals and not restore(backup_key=KEY).globals
     assert verify(backup_key="latest", globals=True).globals
-    request = _args.prune_request(validated(_args.PRUNE_SPEC, {**S3, "globals": True, "keep_last": 1}))
+    request = _args.prune_request(validated(_specs.PRUNE_SPEC, {**S3, "globals": True, "keep_last": 1}))
     assert request.globals and request.database == ""
 
 
@@ -257,8 +257,8 @@ def test_every_option_arrives():
 
 
 def test_an_empty_option_is_one_that_is_not_given():
-    empty = {name: "" for name, option in _args.BACKUP_SPEC.items() if option["type"] in ("str", "path")}
-    kept = {name: _args.BACKUP_SPEC[name]["default"] for name in empty if "choices" in _args.BACKUP_SPEC[name]}
+    empty = {name: "" for name, option in _specs.BACKUP_SPEC.items() if option["type"] in ("str", "path")}
+    kept = {name: _specs.BACKUP_SPEC[name]["default"] for name in empty if "choices" in _specs.BACKUP_SPEC[name]}
     request = backup(**{**empty, **kept, "login_db": "shop", "bucket": "b"})
     assert request == model.BackupRequest(
         server=model.Server(ssl_mode="prefer"), database="shop", storage=model.Storage(bucket="b"), lock_timeout=0
@@ -388,7 +388,7 @@ def test_verification_fault_names_its_option(given, sentence):
 
 
 def test_whom_a_task_tells():
-    params = validated(_args.VERIFY_SPEC, {"backup_key": "k", **S3, "ping_url": "https://hc.example.com/u"})
+    params = validated(_specs.VERIFY_SPEC, {"backup_key": "k", **S3, "ping_url": "https://hc.example.com/u"})
     found = _args.receivers(params)
     assert (found.ping_url, found.webhook_url, found.events) == ("https://hc.example.com/u", "", ("success", "failure"))
     with pytest.raises(errors.UsageError, match="webhook_url is not a URL") as caught:
@@ -405,7 +405,7 @@ def test_latest_to_describe_needs_a_database():
 def test_no_secret_is_shown():
     request = backup(login_password="hidden1", access_key="ak", secret_key="hidden2", session_token="hidden3")
     assert "hidden" not in repr(request)
-    secrets = {name for name, option in _args.BACKUP_SPEC.items() if option.get("no_log")}
+    secrets = {name for name, option in _specs.BACKUP_SPEC.items() if option.get("no_log")}
     assert secrets == {
         "login_password", "secret_key", "session_token", "ping_url", "webhook_url", "sse_customer_key", "age_identity"
     }  # fmt: skip

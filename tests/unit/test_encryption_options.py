@@ -16,7 +16,7 @@ from _pgstream import cli, config
 from _pgstream.errors import UsageError
 from _pgstream.model import Filters, Storage
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.pgstream.backup.plugins.module_utils import _args
+from ansible_collections.pgstream.backup.plugins.module_utils import _args, _specs
 
 from tests.support.agekeys import KeyPair
 
@@ -31,7 +31,7 @@ def by_environment(**environ: str) -> Storage:
 
 def by_task(**given: Any) -> Storage:
     """As Ansible hands the options over; errors are those of this collection's own copy of the engine."""
-    result = ArgumentSpecValidator(_args.BACKUP_SPEC).validate({"login_db": "shop", "bucket": "b", **given})
+    result = ArgumentSpecValidator(_specs.BACKUP_SPEC).validate({"login_db": "shop", "bucket": "b", **given})
     assert not result.error_messages
     return _args.backup_request(result.validated_parameters).backup.storage
 

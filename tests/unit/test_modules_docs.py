@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.pgstream.backup.plugins.module_utils import _args
+from ansible_collections.pgstream.backup.plugins.module_utils import _specs
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream import cluster_model, model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def test_action_groups(documented, runtime, name):
     groups = {group for group, members in runtime["action_groups"].items() if name in members}
     assert "pgstream" in groups
     options = spec_of(name)["argument_spec"]
-    assert ("postgres" in groups) == (set(_args.SERVER_OPTIONS) <= set(options))
+    assert ("postgres" in groups) == (set(_specs.SERVER_OPTIONS) <= set(options))
     membership = documented[name]["doc"]["attributes"]["action_group"]["membership"]
     assert set(membership) == {"pgstream.backup." + group for group in groups}
 
@@ -141,7 +141,7 @@ def test_every_field_of_a_pruning_is_documented(documented):
 @pytest.mark.parametrize("name", ["list", "prune"])
 def test_playbooks_pass_the_retention_policy(name):
     text = (ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8")
-    for option in _args.RETENTION_OPTIONS:
+    for option in _specs.RETENTION_OPTIONS:
         assert "pgbackup_%s" % option in text.split("\n- name:")[0], option
         assert '%s: "{{ pgbackup_%s | default(omit) }}"' % (option, option) in text
 
@@ -164,7 +164,7 @@ def test_every_field_of_the_listing_is_documented(documented):
 def test_playbooks_pass_every_shared_option(name):
     text = (ROOT / "playbooks" / (name + ".yml")).read_text(encoding="utf-8")
     (play,) = yaml.safe_load(text)
-    wanted = {"pgstream": set(_args.STORAGE_OPTIONS), "postgres": set(_args.SERVER_OPTIONS) | {"jobs"}}
+    wanted = {"pgstream": set(_specs.STORAGE_OPTIONS), "postgres": set(_specs.SERVER_OPTIONS) | {"jobs"}}
     if name in ("list", "prune"):
         del wanted["postgres"]
     given = play["module_defaults"]

@@ -64,9 +64,7 @@ def back_up(
         one, wanted = config_cluster.cluster_parts(
             environ, flags, filters, options.overwrite, log.correlation_id, options.globals_only
         )
-        request = ClusterRequest(
-            one, wanted.databases, wanted.exclude, wanted.globals, wanted.globals_passwords
-        )
+        request = ClusterRequest(one, wanted.databases, wanted.exclude, wanted.globals, wanted.globals_passwords)
         result = cluster.back_up_cluster(request, log, each, hide, options.dry_run)
     except PartialError as error:
         return asdict(error.result), error

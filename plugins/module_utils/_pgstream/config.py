@@ -121,23 +121,23 @@ def secret_values(environ: Mapping[str, str]) -> Tuple[str, ...]:
 
 def secret(environ: Mapping[str, str], name: str) -> str:
     """One secret, given as itself or by its file; empty where it is not. UsageError when something is wrong with it."""
-    reader = _Reader(environ, {})
+    reader = Reader(environ, {})
     value = reader.secret(name)
     reader.finish()
     return value
 
 
 def storage(environ: Mapping[str, str], flags: Mapping[str, str]) -> Storage:
-    reader = _Reader(environ, flags)
-    found = _storage(reader)
+    reader = Reader(environ, flags)
+    found = read_storage(reader)
     reader.finish()
     return found
 
 
 def check_target(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Server, Storage, str]:
     """What `check` looks at: the server, the store and the database's name."""
-    reader = _Reader(environ, flags)
-    found = _server(reader), _storage(reader), reader.required("POSTGRES_DB")
+    reader = Reader(environ, flags)
+    found = _server(reader), read_storage(reader), reader.required("POSTGRES_DB")
     reader.finish()
     return found
 
@@ -149,21 +149,19 @@ def backup_request(
     overwrite: bool,
     correlation_id: str,
 ) -> BackupRequest:
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     request = read_backup(reader, reader.required("POSTGRES_DB"), filters, overwrite, correlation_id)
     reader.finish()
     return request
 
 
-def read_backup(
-    reader: _Reader, database: str, filters: Filters, overwrite: bool, correlation_id: str
-) -> BackupRequest:
+def read_backup(reader: Reader, database: str, filters: Filters, overwrite: bool, correlation_id: str) -> BackupRequest:
     """The backup of one database; faults stay with the reader."""
     compression = reader.choice("BACKUP_COMPRESSION", COMPRESSIONS, "gzip")
     return BackupRequest(
         server=_server(reader),
         database=database,
-        storage=_storage(reader),
+        storage=read_storage(reader),
         key=reader.get("BACKUP_KEY"),
         overwrite="always" if overwrite else "never",
         fresh_within=reader.parsed("BACKUP_FRESH_WITHIN", duration, 0),
@@ -184,7 +182,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     the source in `wanted`, else of POSTGRES_DB, else of the target: so a restore beside the original names only the
     new database.
     """
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     home = reader.get("POSTGRES_DB")
     other = home or wanted.database
     of_globals = wanted.globals or catalog.is_globals(wanted.key)
@@ -199,7 +197,7 @@ def restore_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted
     request = replace(
         wanted,
         server=_server(reader),
-        storage=_storage(reader),
+        storage=read_storage(reader),
         database=wanted.database or home,
         source_database=source,
         latest_before=before,
@@ -215,7 +213,7 @@ def verify_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted:
 
     `latest` means the latest backup of the source in `wanted`, else of POSTGRES_DB.
     """
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     level = reader.choice("BACKUP_VERIFY_LEVEL", LEVELS, VerifyRequest.level)
     home = "" if wanted.globals else reader.get("POSTGRES_DB")
     names = wanted.key, wanted.source_database, wanted.latest_before, home
@@ -226,7 +224,7 @@ def verify_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted:
         wanted,
         level=level,
         server=_server(reader) if level == "restore" else Server(),
-        storage=_storage(reader),
+        storage=read_storage(reader),
         source_database=source,
         latest_before=before,
         jobs=reader.whole("BACKUP_JOBS", 0, 0),
@@ -235,7 +233,7 @@ def verify_request(environ: Mapping[str, str], flags: Mapping[str, str], wanted:
     return request
 
 
-class _Reader:
+class Reader:
     """Reads variables one by one and remembers what was wrong, so that `finish` can say it all at once."""
 
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, str]) -> None:
@@ -319,7 +317,7 @@ class _Reader:
 
 
 def _which(
-    reader: _Reader, key: str, source: str, before: str, otherwise: str, flags: str = "", of_globals: bool = False
+    reader: Reader, key: str, source: str, before: str, otherwise: str, flags: str = "", of_globals: bool = False
 ) -> Tuple[str, str]:
     """Whose latest backup, and made before when; both are for the key `latest` alone."""
     if of_globals and source:
@@ -351,7 +349,7 @@ def _file_text(path: str) -> str:
     return text
 
 
-def _level(reader: _Reader, compression: str) -> Optional[int]:
+def _level(reader: Reader, compression: str) -> Optional[int]:
     if "BACKUP_COMPRESSION" in reader.flags and "BACKUP_COMPRESSION_LEVEL" not in reader.flags:
         reader.values["BACKUP_COMPRESSION_LEVEL"] = ""  # it was meant for the compression that the flag replaced
     name = "BACKUP_COMPRESSION_LEVEL"
@@ -365,7 +363,7 @@ def _level(reader: _Reader, compression: str) -> Optional[int]:
     return level
 
 
-def _server(reader: _Reader) -> Server:
+def _server(reader: Reader) -> Server:
     host = reader.required("POSTGRES_HOST")
     if "://" in host:  # not shown: a URL may carry a password
         reader.fault("%s must be a host name or a socket's directory, not a URL" % reader.label("POSTGRES_HOST"))
@@ -382,11 +380,11 @@ def _server(reader: _Reader) -> Server:
     )
 
 
-def _storage(reader: _Reader) -> Storage:
+def read_storage(reader: Reader) -> Storage:
     return replace(_place(reader), **config_encryption.age(reader))
 
 
-def _place(reader: _Reader) -> Storage:
+def _place(reader: Reader) -> Storage:
     url = reader.get("BACKUP_STORE")
     bucket = reader.get("RCLONE_S3_BUCKET")
     label = reader.label("BACKUP_STORE")
@@ -421,7 +419,7 @@ def _place(reader: _Reader) -> Storage:
     return _s3(reader, bucket, prefix)
 
 
-def _rclone(reader: _Reader, remote: str, prefix: str) -> Storage:
+def _rclone(reader: Reader, remote: str, prefix: str) -> Storage:
     if not RCLONE_REMOTE.fullmatch(remote):  # not shown: a remote's options may be secrets
         label = reader.label("BACKUP_STORE")
         reader.fault("%s must be rclone:remote:path, the remote's name as in rclone's configuration" % label)
@@ -435,14 +433,14 @@ def _rclone(reader: _Reader, remote: str, prefix: str) -> Storage:
     )
 
 
-def _stall_timeout(reader: _Reader) -> int:
+def _stall_timeout(reader: Reader) -> int:
     stall_timeout = reader.parsed("BACKUP_STALL_TIMEOUT", duration, Storage.stall_timeout)
     if not stall_timeout:
         reader.fault("BACKUP_STALL_TIMEOUT must be 1s or more")
     return stall_timeout
 
 
-def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
+def _s3(reader: Reader, bucket: str, prefix: str) -> Storage:
     names = ("RCLONE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     endpoint = reader.get(*names)
     if endpoint and not re.match(r"https?://[^/@]+(/|$)", endpoint):  # not shown: it may carry a password
@@ -466,7 +464,7 @@ def _s3(reader: _Reader, bucket: str, prefix: str) -> Storage:
     )
 
 
-def _s3_keys(reader: _Reader) -> Tuple[str, str, str]:
+def _s3_keys(reader: Reader) -> Tuple[str, str, str]:
     """Access key, secret key and session token, all of one family: half of each fits no lock. None given: all
     empty, and boto3's own chain (profile, instance role ...) is asked."""
     for family in ("RCLONE_S3_", "AWS_"):

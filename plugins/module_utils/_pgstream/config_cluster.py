@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Mapping, Tuple
 
 from . import config
-from .config import _Reader
+from .config import Reader
 from .model import BackupRequest, Filters
 from .patterns import ALL, is_wildcard
 
@@ -52,7 +52,7 @@ def names(text: str) -> Tuple[str, ...]:
     return tuple(found)
 
 
-def wanted(reader: _Reader, only_globals: bool = False) -> Wanted:
+def wanted(reader: Reader, only_globals: bool = False) -> Wanted:
     """BACKUP_DATABASES, else with BACKUP_ALL_DATABASES all; BACKUP_EXCLUDE_DATABASES; BACKUP_GLOBALS and
     BACKUP_GLOBALS_PASSWORDS. A flag that means nothing alone is a fault; a variable may be meant for other runs."""
     databases = _names(reader, "BACKUP_DATABASES")
@@ -72,7 +72,7 @@ def wanted(reader: _Reader, only_globals: bool = False) -> Wanted:
 
 def of_job(environ: Mapping[str, str]) -> Wanted:
     """What a scheduled job is for; no databases: for that of POSTGRES_DB. UsageError when it cannot be read."""
-    reader = _Reader(environ, {})
+    reader = Reader(environ, {})
     found = wanted(reader)
     reader.finish()
     return found
@@ -80,7 +80,7 @@ def of_job(environ: Mapping[str, str]) -> Wanted:
 
 def is_several(environ: Mapping[str, str], flags: Mapping[str, str], only_globals: bool) -> bool:
     """Whether a backup is one of several, or meant to be and not understood."""
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     return wanted(reader, only_globals).several or bool(reader.faults)
 
 
@@ -94,7 +94,7 @@ def cluster_parts(
 ) -> Tuple[BackupRequest, Wanted]:
     """What is alike for each, and what is meant; the one database of POSTGRES_DB where no others are named. UsageError
     with every fault."""
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     found = wanted(reader, only_globals)
     one = "" if found.databases or only_globals else reader.get("POSTGRES_DB")
     request = config.read_backup(reader, one, filters, overwrite, correlation_id)
@@ -104,7 +104,7 @@ def cluster_parts(
     return request, found
 
 
-def _names(reader: _Reader, name: str) -> Tuple[str, ...]:
+def _names(reader: Reader, name: str) -> Tuple[str, ...]:
     try:
         return names(reader.get(name))
     except ValueError as error:
@@ -112,5 +112,5 @@ def _names(reader: _Reader, name: str) -> Tuple[str, ...]:
         return ()
 
 
-def _flag(reader: _Reader, name: str) -> bool:
+def _flag(reader: Reader, name: str) -> bool:
     return reader.get(name).strip().lower() in _TRUE

@@ -13,10 +13,10 @@ from .errors import UsageError
 from .store.s3_sse import MODES, check_customer_key
 
 if TYPE_CHECKING:
-    from .config import _Reader
+    from .config import Reader
 
 
-def age(reader: _Reader) -> Dict[str, Any]:
+def age(reader: Reader) -> Dict[str, Any]:
     """The fields of `Storage` that are about age."""
     recipients: Tuple[str, ...] = ()
     identity = reader.secret("BACKUP_AGE_IDENTITY")
@@ -32,7 +32,7 @@ def age(reader: _Reader) -> Dict[str, Any]:
     return {"age_recipients": recipients, "age_identity": identity}
 
 
-def of_the_store(reader: _Reader) -> Dict[str, str]:
+def of_the_store(reader: Reader) -> Dict[str, str]:
     """The fields of `Storage` that are about encryption in the bucket, by rclone's names."""
     mode = reader.choice("RCLONE_S3_SERVER_SIDE_ENCRYPTION", MODES, "")
     kms_key, customer_key = reader.get("RCLONE_S3_SSE_KMS_KEY_ID"), reader.secret("RCLONE_S3_SSE_CUSTOMER_KEY_BASE64")

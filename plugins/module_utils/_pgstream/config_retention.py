@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Mapping, Tuple
 
-from .config import _Reader, _storage, duration
+from .config import Reader, duration, read_storage
 from .model import LIST_DETAILS, PruneRequest, Retention, Storage
 
 #: The policy's variables, and what is said of each flag.
@@ -24,7 +24,7 @@ RETENTION = {
 }
 
 
-def _retention(reader: _Reader) -> Retention:
+def _retention(reader: Reader) -> Retention:
     names = {variable: variable[len("BACKUP_") :].lower() for variable in RETENTION}
     values = {
         names[variable]: reader.parsed(variable, duration, 0)
@@ -37,8 +37,8 @@ def _retention(reader: _Reader) -> Retention:
 
 def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Storage, Retention, int]:
     """What `list` looks at, the policy that says what is kept, and how many backups are looked into."""
-    reader = _Reader(environ, flags)
-    found = _storage(reader), _retention(reader), reader.whole("BACKUP_LIST_DETAILS", LIST_DETAILS, 0)
+    reader = Reader(environ, flags)
+    found = read_storage(reader), _retention(reader), reader.whole("BACKUP_LIST_DETAILS", LIST_DETAILS, 0)
     reader.finish()
     return found
 
@@ -46,9 +46,9 @@ def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[
 def prune_request(
     environ: Mapping[str, str], flags: Mapping[str, str], correlation_id: str, of_globals: bool = False
 ) -> PruneRequest:
-    reader = _Reader(environ, flags)
+    reader = Reader(environ, flags)
     request = PruneRequest(
-        storage=_storage(reader),
+        storage=read_storage(reader),
         database="" if of_globals else reader.required("POSTGRES_DB"),
         globals=of_globals,
         retention=_retention(reader),

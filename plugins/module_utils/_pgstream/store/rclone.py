@@ -200,14 +200,17 @@ def require(features: Dict[str, Any], root: str) -> List[Finding]:
         Finding(
             "streaming upload",
             streams,
-            "supported" if streams else "%s takes no stream of unknown length: rclone would first write the whole"
+            "supported"
+            if streams
+            else "%s takes no stream of unknown length: rclone would first write the whole"
             " backup to a disk here" % root,
         ),
         Finding(
             "renaming",
             bool(how),
-            "by the remote: %s" % how[0].lower() if how else "%s can neither rename nor copy on its own side, so that"
-            " a backup cannot appear there whole" % root,
+            "by the remote: %s" % how[0].lower()
+            if how
+            else "%s can neither rename nor copy on its own side, so that a backup cannot appear there whole" % root,
         ),
         Finding(
             "checksum",
