@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--databases", default=",".join(DATABASES))
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round trip to both servers")
     parser.add_argument("--only", default="", help="names of pipelines, with commas between")
-    parser.add_argument("--report", metavar="FILE", help="write it as Markdown; default: standard output")
+    parser.add_argument("--report", metavar="FILE", help="write it there, in the place of what was measured before")
     options = parser.parse_args(argv)
     only = options.only.split(",") if options.only else []
     parts: List[str] = []
@@ -187,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
             postgres.dropdb(name)
         text = report.whole(parts, versions(postgres, bench.env), SETTINGS, vars(options))
     if options.report:
-        Path(options.report).write_text(text, encoding="utf-8")
+        report.write(Path(options.report), text)
     else:
         print(text)
     return 0

@@ -18,6 +18,7 @@ from typing import Dict, List, Sequence
 _PSS = re.compile(r"(?m)^Pss:\s+(\d+) kB")
 _TICK = os.sysconf("SC_CLK_TCK")
 SAMPLE = 0.1  # seconds between two looks at the memory
+SETTLED = 0.3  # seconds after which a server has waited for the children that ended with their clients
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def measure(script: str, env: Dict[str, str], servers: Sequence[int]) -> Sample:
         meter.stop()
     if process.returncode:
         raise Failed("status %d: %s" % (process.returncode, said.decode(errors="replace")[-2000:]))
+    time.sleep(SETTLED)
     after = [_cpu_of_tree(pid) for pid in servers]
     return Sample(seconds, usage.ru_utime + usage.ru_stime, sum(after) - sum(before), meter.peak)
 

@@ -16,6 +16,7 @@ from tests.bench.measure import Sample
 from tests.bench.pipelines import BACKUPS, BLUEPRINT, RESTORES, Pipeline
 
 Samples = Dict[str, List[Sample]]
+BEGIN, END = "<!-- what make bench writes begins here -->", "<!-- and ends here -->"
 
 
 def section(name: str, about: str, size: int, made: Samples, loaded: Samples, stored: Dict[str, int],
@@ -48,6 +49,15 @@ def _table(title: str, pipelines: Sequence[Pipeline], samples: Samples, base: st
 
 def _median(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
     return statistics.median(value(each) for each in samples)
+
+
+def write(path: Path, text: str) -> None:
+    """Between the marks, where the file has them: what people wrote around them stays."""
+    before, after = "", ""
+    if path.exists() and BEGIN in path.read_text(encoding="utf-8"):
+        before, _mark, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+    path.write_text("%s%s\n%s\n%s%s" % (before, BEGIN, text.rstrip(), END, after or "\n"), encoding="utf-8")
 
 
 def whole(parts: Sequence[str], versions: Sequence[str], settings: Sequence[str], options: Dict[str, Any]) -> str:

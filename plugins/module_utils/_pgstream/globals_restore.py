@@ -65,7 +65,6 @@ class _Plan:
     index: Index
     script: Script
     clients: Clients
-    stored_bytes: int
     start: datetime
 
 
@@ -117,8 +116,7 @@ def _plan(request: RestoreRequest, log: Log) -> _Plan:
         sql = b"".join(
             piece for block in blocks for piece in archive.block_sql(index.compression, block, reader.next_block(block))
         )
-        stored_bytes = sum(block.length for block in blocks)
-        return _Plan(request, store, item, index, script_of(sql, existing), clients, stored_bytes, start)
+        return _Plan(request, store, item, index, script_of(sql, existing), clients, start)
 
 
 def _find(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Index]:
@@ -224,7 +222,9 @@ def _result(planned: _Plan) -> RestoreResult:
         url=planned.store.storage.url(planned.item.key),
         correlation_id=planned.request.correlation_id,
         strategy=STRATEGY,
-        stored_bytes=planned.stored_bytes,
+        content="all",
+        stored_bytes=planned.item.size,
+        bytes_read=planned.store.bytes_read,
         raw_bytes=planned.index.raw_bytes,
         snapshot_at=planned.index.snapshot_at,
         started_at=rfc3339(planned.start),
