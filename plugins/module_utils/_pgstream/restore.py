@@ -17,7 +17,7 @@ from . import archive, catalog, codec, globals_restore, limits, loading, schema,
 from .analyze import analyze
 from .backup import processors
 from .copying import preamble
-from .errors import BackupError, IntegrityError, UsageError
+from .errors import BackupError, IntegrityError, UsageError, given
 from .events import Log, rfc3339, utc_now
 from .existing import ExistingTables
 from .loading import Loader
@@ -127,16 +127,16 @@ class _Run:
 
     def into_tables(self) -> RestoreResult:
         """Rows into tables that exist, which a failure leaves empty again."""
-        assert self.planned.index is not None and self.planned.selection is not None  # as `plan` refuses other dumps
-        request, name, index = self.request, self.planned.target.name, self.planned.index
+        request, name = self.request, self.planned.target.name
+        index, choice = given(self.planned.index), given(self.planned.selection)  # `plan` refuses other dumps
         self._started()
         with stage("validation"):
-            tables = ExistingTables(request.server, name, self.planned.selection.chosen(index))
+            tables = ExistingTables(request.server, name, choice.chosen(index))
         with tables:
             with stage("validation"):
                 tables.check_constraints(loaded=False)
             try:
-                loader, rows = self._load_rows(name, index, self.planned.selection, tables)
+                loader, rows = self._load_rows(name, index, choice, tables)
             except BaseException:
                 self.processes.kill_all()
                 try:
