@@ -38,7 +38,7 @@ def test_it_runs_read_only_and_as_any_user(image: str) -> None:
 def test_the_scripts_hand_over_to_the_engine(image: str) -> None:
     done = sh("docker run --rm pgbackup sh -c 'POSTGRES_HOST=localhost ./backup.sh'", check=False)
     assert done.returncode == 2
-    assert "missing: POSTGRES_USER, POSTGRES_DB" in json.loads(done.stderr)["message"]
+    assert "missing: POSTGRES_DB, POSTGRES_USER" in json.loads(done.stderr)["message"]
 
 
 def test_encryption_and_rclone_work_in_the_image(stack: Stack, tmp_path: Path) -> None:

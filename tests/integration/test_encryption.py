@@ -215,7 +215,7 @@ def test_the_command_and_what_is_seen_of_the_keys(
     for secret in (PAIR.identity[20:-1], OTHER.identity[20:-1], customer_key[:-8]):
         assert [text for text in texts if secret.encode() in text] == []
     arguments = b"\n".join(argv for argv in watch.seen if b"--identity=" not in argv)
-    assert PAIR.identity[20:-1].encode() not in arguments and b"_pgstream\0restore" in arguments
+    assert PAIR.identity[20:-1].encode() not in arguments and b"_pgstream.main\0restore" in arguments
     assert secret_of(failed[4].out + failed[4].err) == []
 
 

@@ -40,6 +40,8 @@ def site() -> Iterator[Dict[str, Any]]:
         server.psql("CREATE SCHEMA audit; CREATE TABLE audit.log (x int); CREATE TABLE public.search_cache ()", "shop")
         server.psql("CREATE ROLE backup LOGIN BYPASSRLS PASSWORD 'password-backup' IN ROLE pg_read_all_data")
         server.psql("ALTER ROLE backup SET lo_compat_privileges = on")  # as docs/SECURITY.md has it
+        for table in ("sales.orders", "sales.order_items"):  # restored by name, of themselves
+            server.psql("CREATE TABLE %s AS SELECT g AS id FROM generate_series(1, 50) g" % table, "shop")
         for role in ("staging", "drill"):
             server.psql("CREATE ROLE %s LOGIN CREATEDB PASSWORD 'password-%s'" % (role, role))
         for bucket in ("company-backups", "backups"):
@@ -150,9 +152,13 @@ def test_prune(run: Callable[[Tasks], str], site: Dict[str, Any]) -> None:
 def test_restore_and_the_readme(run: Callable[[Tasks], str], site: Dict[str, Any]) -> None:
     """The first example restores what was lost; the README's last task replaces what the last example made."""
     server = site["server"]
-    run([back_up(DATED)])
+    run([back_up(DATED), back_up("")])
     server.dropdb("shop")
-    run(examples("pg_stream_restore"))
+    *whole, emptied, copy = examples("pg_stream_restore")
+    run(whole)
+    server.psql("TRUNCATE sales.orders, sales.order_items", "shop")
+    run([emptied, copy])
+    assert server.psql("SELECT count(*) FROM sales.orders, sales.order_items", "shop").strip() == "2500"
     made = databases(server)
     assert made[0] == "shop" and "shop_staging" in made and len(made) == 3  # and the one that was replaced
     (copied, original) = (server.psql("SELECT count(*) FROM sales.line", name) for name in ("shop_staging", "shop"))

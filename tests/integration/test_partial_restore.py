@@ -82,7 +82,7 @@ class Source:
         return restore(*places, database=target, **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # as the servers: pytest may leave a module and come back for another major
 def _sources() -> Dict[str, Source]:
     return {}
 

@@ -110,7 +110,7 @@ def test_arguments_logs_results_and_object(
     for program in (b"/pg_dump\0", b"/pg_restore\0", b"/psql\0"):
         assert program in calls
     arguments = b"\n".join(watch.seen)
-    assert b"_pgstream\0backup" in arguments and b"_pgstream\0restore" in arguments and watch.rounds > 3
+    assert b"_pgstream.main\0backup" in arguments and b"_pgstream.main\0restore" in arguments and watch.rounds > 3
     assert secrets_in(calls) == [] and secrets_in(arguments) == []
     for outcome in (made, done):
         assert secrets_in((outcome.out + outcome.err).encode()) == []

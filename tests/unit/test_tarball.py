@@ -24,7 +24,7 @@ WANTED = r"""
 MANIFEST\.json | FILES\.json | LICENSE | README\.md | CHANGELOG\.md | changelogs/(changelog|config)\.yaml
 docs/[A-Z]+\.md
 meta/(runtime|execution-environment)\.yml | meta/ee-(requirements|bindep)\.txt
-playbooks/[a-z]+\.yml
+playbooks/[a-z]+\.yml | playbooks/tasks/[a-z_]+\.yml
 plugins/(modules|doc_fragments|module_utils|module_utils/_pgstream|module_utils/_pgstream/store)/[a-z0-9_]+\.py
 roles/pgbackup/README\.md | roles/pgbackup/(defaults|meta|tasks|vars)/[a-z_]+\.yml
 roles/pgbackup/files/[a-z_]+\.py | roles/pgbackup/templates/compose\.yml\.j2
@@ -60,7 +60,8 @@ def test_nothing_is_left_out(names: Set[str]) -> None:
     for top in ("plugins", "roles", "docker", "meta", "docs", "monitoring"):
         here = {path for path in (ROOT / top).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
         assert {path.relative_to(ROOT).as_posix() for path in here} <= names
-    assert {"playbooks/" + path.name for path in (ROOT / "playbooks").glob("*.yml")} <= names
+    plays = [path for pattern in ("*.yml", "tasks/*.yml") for path in (ROOT / "playbooks").glob(pattern)]
+    assert {path.relative_to(ROOT).as_posix() for path in plays} <= names
 
 
 def test_galaxy_takes_the_names(names: Set[str]) -> None:
