@@ -91,14 +91,25 @@ FLAGS = {
     "analyze": "--no-analyze",
     "content": "--data-only",
 }
+#: Flags beside these.
+MORE_FLAGS = {"content": ", `--schema-only`", "globals": ", `--globals-only`"}
 #: Variables of role and playbooks that are not `pgbackup_` and the option.
 ROLE = {"login_db": "pgbackup_databases", "level": "pgbackup_verify_level"}
-HEAD = """# Every option, under all its names
+#: Variables of the playbooks that stand in an expression there.
+PLAYBOOKS = {
+    "databases": {"pgbackup_databases"},
+    "exclude_databases": {"pgbackup_exclude_databases"},
+    "globals": {"pgbackup_globals", "restore_globals"},
+    "source_db": {"pgbackup_database"},
+    "level": {"pgbackup_verify_level"},
+}
+HEAD = """# Every option of the modules, under all its names
 
 Generated from the code by `python -m tests.options_table > docs/OPTIONS.md`. What an option does is in
 `ansible-doc pgstream.backup.pg_stream_backup` and its like, in the [README](../README.md#the-command) for the
 environment, and in [the role's README](../roles/pgbackup/README.md). A variable that is a secret can also come as
-`NAME_FILE`. Modules are named without `pg_stream_`.
+`NAME_FILE`. Modules are named without `pg_stream_`. What only the command and the role have (schedules,
+health, metrics) is in these two READMEs.
 """
 
 
@@ -143,7 +154,7 @@ def rows() -> List[Row]:
     for option in dict.fromkeys(option for spec in SPECS.values() for option in spec):
         modules = [module for module, spec in SPECS.items() if option in spec]
         role = ROLE.get(option, "pgbackup_" + option)
-        names = sorted(given.get(option, set()))
+        names = sorted(PLAYBOOKS.get(option) or given.get(option, set()))
         variable, flag = ENVIRONMENT.get(option, ""), flag_of(option, modules)
         seen.append(
             Row(option, modules, SPECS[modules[0]][option], variable, flag, names, role if role in defaults else "")
@@ -173,6 +184,7 @@ def render() -> str:
         modules = "all" if len(row.modules) == len(SPECS) else ", ".join(row.modules)
         names = [row.variable, row.flag, *([", ".join("`%s`" % name for name in row.playbooks)]), row.role]
         shown = [name if "`" in name or not name else "`%s`" % name for name in names]
+        shown[1] += MORE_FLAGS.get(row.option, "")
         lines.append("| `%s` | %s | %s | %s |" % (row.option, modules, described(row.spec), " | ".join(shown)))
     return "\n".join(lines) + "\n"
 

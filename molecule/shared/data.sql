@@ -2,7 +2,7 @@
 -- GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 -- SPDX-License-Identifier: GPL-3.0-or-later
 --
--- A small shop: a table that the blueprint's checklist names, keys, an index, a view, a sequence, odd text.
+-- A small shop: a table that the manual checklist names, keys, an index, a view, a sequence, odd text.
 CREATE TABLE backup_test (id SERIAL);
 INSERT INTO backup_test SELECT FROM generate_series(1, 1000);
 CREATE TABLE customers (

@@ -69,7 +69,7 @@ options:
     default: postgres
   pg_bindir:
     description:
-      - Directory on the target host with C(pg_dump), C(pg_restore) and C(psql).
+      - Directory on the target host with C(pg_dump), C(pg_restore), C(psql) and, for globals, C(pg_dumpall).
       - When not given, programs of the server's major version or newer are looked for in the usual places of
         distributions' packages, and on E(PATH).
     type: path

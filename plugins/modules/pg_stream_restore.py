@@ -348,7 +348,7 @@ exit_code:
   description:
     - Kind of the failure, as the command's exit status has it.
     - 1 is a failed operation, 2 wrong options, 3 PostgreSQL, 4 the storage, 5 an unknown backup, 6 integrity,
-      7 a target that is not empty, and 8 another run's lock.
+      7 a target that is not as the restore needs it, and 8 another run's lock.
   returned: failure
   type: int
   sample: 7

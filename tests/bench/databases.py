@@ -76,7 +76,7 @@ CREATE INDEX ON measurement (at);
 
 
 def many(scale: float) -> str:
-    """5,000 tables of a few rows: what costs is the catalogue."""
+    """Tables of a few rows, 5,000 at scale 1: what costs is the catalogue."""
     return f"""SELECT setseed(0.5);
 SELECT format('CREATE TABLE tenant_%s (id int PRIMARY KEY, name text NOT NULL, at timestamptz DEFAULT now()); '
     'INSERT INTO tenant_%s SELECT g, md5(g::text), timestamptz ''2024-01-01'' FROM generate_series(1, 50) g', n, n)

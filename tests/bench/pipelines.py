@@ -27,16 +27,16 @@ class Pipeline:
     note: str = ""
 
 
-BLUEPRINT = "gzip"
+BASELINE = "gzip"
 OURS_GZIP, OURS_ZSTD = "ours gzip", "ours zstd"
 
 BACKUPS = (
-    Pipeline(BLUEPRINT, "pg_dump | gzip | rclone rcat s3:$BUCKET/gzip.sql.gz", key="gzip.sql.gz"),
+    Pipeline(BASELINE, "pg_dump | gzip | rclone rcat s3:$BUCKET/gzip.sql.gz", key="gzip.sql.gz"),
     Pipeline("pigz", "pg_dump | pigz -p$JOBS | rclone rcat s3:$BUCKET/pigz.sql.gz", ("pigz",), key="pigz.sql.gz"),
     Pipeline("zstd -1", "pg_dump | zstd -1 | rclone rcat s3:$BUCKET/zstd.sql.zst", ("zstd",), key="zstd.sql.zst"),
     Pipeline("pg_dump -Fc", "pg_dump -Fc | rclone rcat s3:$BUCKET/custom.dump", key="custom.dump"),
     Pipeline("pg_dump -Fd", "pg_dump -Fd -j$JOBS -f $WORK/directory\nrclone copy $WORK/directory s3:$BUCKET/directory",
-             before="rm -rf $WORK/directory", note="needs the disk"),
+             before="rm -rf $WORK/directory; rclone delete s3:$BUCKET/directory", note="needs the disk"),
     Pipeline("barman-cloud", "barman-cloud-backup --endpoint-url $AWS_ENDPOINT_URL --gzip s3://$BUCKET/barman measured",
              ("barman-cloud-backup",), note="the whole server's files, indexes too"),
     Pipeline("pg_dump to nowhere", "pg_dump > /dev/null"),

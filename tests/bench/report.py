@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
 from tests.bench.measure import Sample
-from tests.bench.pipelines import BACKUPS, BLUEPRINT, RESTORES, Pipeline
+from tests.bench.pipelines import BACKUPS, BASELINE, RESTORES, Pipeline
 
 Samples = Dict[str, List[Sample]]
 BEGIN, END = "<!-- what make bench writes begins here -->", "<!-- and ends here -->"
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- what make bench writes begins here -->", "<!-- and ends here 
 def section(name: str, about: str, size: int, made: Samples, loaded: Samples, stored: Dict[str, int],
             left_out: Dict[str, str]) -> str:
     lines = ["## %s" % name.capitalize(), "", about, "", "%.2f GB on the server's disk." % (size / 1e9), ""]
-    lines += _table("backup", BACKUPS, made, BLUEPRINT, stored)
+    lines += _table("backup", BACKUPS, made, BASELINE, stored)
     lines += _table("restore", RESTORES, loaded, RESTORES[0].name, {})
     lines += ["- %s: left out, %s" % (who, why.replace("\n", " ")) for who, why in left_out.items()]
     return "\n".join(lines)

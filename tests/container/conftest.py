@@ -4,7 +4,7 @@
 """Fixtures of the container tests.
 
 engine    a Docker engine, its plugins and the images of tests/images/recipes.py: made available or the tests fail
-image     the image pgbackup, built by the blueprint's line as it is written
+image     the image pgbackup, built by the documented line as it is written
 tools     the tags of the images that tests run by themselves
 stack     compose.yml as a project of its own, with secrets and ports of its own; fresh for each test, gone after it
 """

@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 
 def sh(script: str, env: Optional[Dict[str, str]] = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """A command line as a person types it, in the repository's directory; stdout and stderr apart."""
-    # A shell, because the blueprint's lines are tested as they are written.
+    # A shell, because the documented lines are tested as they are written.
     done = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL,
                           encoding="utf-8", errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           check=False)
@@ -66,7 +66,7 @@ class Stack:
             PGBACKUP_SECRETS=str(place),
             MINIO_PORT=str(self.minio_port),
             METRICS_PORT=str(free_port()),
-            # rclone of this environment, for what the blueprint runs on the host
+            # rclone of this environment, for what the documented lines run on the host
             PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
         )
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""compose.yml: the blueprint's sequences, as they are written there."""
+"""compose.yml: the documented sequences, as they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .stack import Stack, wait_for
 RCLONE = ". docker/rclone-env.sh && "
 
 
-def test_the_blueprints_final_sequence(stack: Stack) -> None:
+def test_the_final_sequence(stack: Stack) -> None:
     stack.sh("docker compose up -d postgres minio")
     stack.sh('docker compose exec -T postgres psql -U postgres -c "CREATE TABLE test (id SERIAL)"')
     stack.sh("docker compose run --rm backup /usr/local/bin/backup.sh")

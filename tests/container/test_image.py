@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the pgstream.backup authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The image by itself: the blueprint's first test command, who runs in it, and what is in it."""
+"""The image by itself: the first documented command, who runs in it, and what is in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyrage
 from .stack import REPOSITORY, Stack, sh
 
 
-def test_the_blueprints_build_line(image: str) -> None:
+def test_the_build_line(image: str) -> None:
     done = sh('docker build -q -t pgbackup . && docker run --rm pgbackup sh -c "pg_dump --version && rclone version"')
     assert "pg_dump (PostgreSQL) " in done.stdout
     assert "rclone v" in done.stdout

@@ -150,7 +150,7 @@ def test_target_with_content(shop: Shop, database: str, content: str) -> None:
     assert databases_like(shop.postgres, database) == [database]
 
 
-def test_the_manual_check_of_the_blueprint(shop: Shop, database: str, tmp_path: Path) -> None:
+def test_the_manual_check(shop: Shop, database: str, tmp_path: Path) -> None:
     """Create a table, back up, drop it, restore: works with nothing said."""
     shop.postgres.psql("CREATE TABLE backup_test (id SERIAL); INSERT INTO backup_test DEFAULT VALUES", database)
     storage = local_storage(tmp_path / "store")

@@ -14,6 +14,9 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 from _pgstream.errors import BackupError, NotFoundError, StorageError
+from _pgstream.model import PruneRequest
+from _pgstream.prune import prune
+from _pgstream.retention import Retention
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
@@ -164,6 +167,7 @@ ACTIONS = {
     "CompleteMultipartUpload": "s3:PutObject",
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
     "DeleteObject": "s3:DeleteObject",
+    "DeleteObjects": "s3:DeleteObject",
 }
 
 
@@ -177,7 +181,8 @@ class Iam:
 
         def guarded(client: Any, operation: str, arguments: Dict[str, Any]) -> Any:
             action = ACTIONS[operation]
-            if not self.allows(action, arguments):
+            objects = arguments.get("Delete", {}).get("Objects") or [arguments]
+            if not all(self.allows(action, {**arguments, **each}) for each in objects):
                 bare = operation.startswith("Head")  # an answer to HEAD has no body to say more in
                 error = {"Code": "403" if bare else "AccessDenied", "Message": "Forbidden" if bare else "Access Denied"}
                 raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403}}, operation)
@@ -250,6 +255,28 @@ def test_a_host_that_may_only_restore(
         with pytest.raises((NotFoundError, StorageError)):
             restore(server, storage, "db1/none.sql.gz", database=small)
     assert s3.keys(bucket) == [made.key]
+
+
+def test_a_host_that_may_only_prune(
+    postgres: Any, small: str, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, server = s3_storage(s3, bucket, prefix="db1"), server_of(postgres)
+    keys = ["db1/%s_2026-01-0%dT02:00:00Z.sql.gz" % (small, day) for day in (1, 2, 3)]
+    for key in keys:
+        back_up(server, small, storage, key=key)
+    request = PruneRequest(storage=storage, database=small, retention=Retention(keep_last=1))
+    with monkeypatch.context() as patch:
+        Iam(patch, "write-only")
+        with pytest.raises(StorageError):
+            prune(request, KeptLog())
+    assert s3.keys(bucket) == keys
+    with monkeypatch.context() as patch:
+        iam = Iam(patch, "prune")
+        prune(request, KeptLog())
+        assert set(iam.used) == {"s3:GetObject", "s3:ListBucket", "s3:DeleteObject"}
+        with pytest.raises(StorageError):
+            back_up(server, small, storage)
+    assert s3.keys(bucket) == keys[-1:]
 
 
 def test_the_rules_of_the_bucket_are_what_s3_knows(s3: Any) -> None:

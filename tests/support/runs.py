@@ -210,7 +210,7 @@ def marked(directory: str) -> Dict[int, List[str]]:
 def command_env(
     base: Dict[str, str], postgres: Any, database: str, s3: Any = None, bucket: str = "", **changes: Optional[str]
 ) -> Dict[str, str]:
-    """The blueprint's variables over `base`; a change to None removes one."""
+    """The documented variables over `base`; a change to None removes one."""
     env = {name: value for name, value in base.items() if not name.startswith(_FOREIGN)}
     env.update(
         POSTGRES_HOST=postgres.host,

@@ -131,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="pgstream",
+        prog="pgbackup",
         description="Stream PostgreSQL databases to object storage and back.",
         epilog="Configured by the environment (POSTGRES_*, RCLONE_S3_* or AWS_*, BACKUP_*); flags override it.",
         allow_abbrev=False,

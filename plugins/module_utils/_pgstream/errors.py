@@ -13,7 +13,7 @@ BackupError            1  the operation failed
 |   +-- NoStoreError      it is not there
 +-- NotFoundError      5  no such backup
 +-- IntegrityError     6  sha256, size, row count or truncation
-+-- TargetError        7  the restore's target is not empty
++-- TargetError        7  the restore's target is not as it needs it
 +-- LockedError        8  another run holds the lock
 """
 

@@ -153,7 +153,7 @@ def _store(listing: Optional[Listing], now: float) -> Iterator[Metric]:
         return
     yield _one("bucket_listing_timestamp_seconds", "When the store was last listed.", listing.taken)
     yield _one("bucket_listing_duration_seconds", "Duration of the last listing of the store.", listing.seconds)
-    text = " by database; empty for objects that are no backups."
+    text = " by database; empty for globals and for objects that are no backups."
     each = listing.databases.items()
     yield _gauge("bucket_objects", "Objects in the store," + text, DATABASE, [((n,), one.objects) for n, one in each])
     yield _gauge("bucket_bytes", "Bytes in the store," + text, DATABASE, [((n,), one.bytes) for n, one in each])
