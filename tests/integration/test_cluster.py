@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from _pgstream import catalog
@@ -156,24 +156,35 @@ def test_databases_that_are_at_work_are_not_of_all(site: Any, command: Run) -> N
 def test_a_scheduled_job_asks_for_the_same(
     site: Any, environment: Callable[..., Dict[str, str]], tmp_path: Path, broken: str
 ) -> None:
-    """The image's program, with the engine of the checkout where the image has it."""
+    """The image's program, with the engine of the checkout where the image has it, and one that notes its database."""
     (tmp_path / "pgstream").symlink_to(REPOSITORY / "plugins" / "module_utils" / "_pgstream")
-    program = (REPOSITORY / "docker" / "lib" / "databases.py").read_text()
-    (tmp_path / "databases.py").write_text(program.replace("/opt/pgbackup", str(tmp_path)))
+    program = (REPOSITORY / "docker" / "lib" / "job.py").read_text()
+    (tmp_path / "job.py").write_text(program.replace("/opt/pgbackup", str(tmp_path)))
+    (tmp_path / "pgbackup").write_text("#!/bin/sh\nprintf '%s\\0' \"$POSTGRES_DB\" >> \"$CALLS\"\n")
+    (tmp_path / "pgbackup").chmod(0o755)
+    (tmp_path / "private" / "jobs").mkdir(parents=True)
 
-    def asked(**variables: str) -> "subprocess.CompletedProcess[str]":
+    def asked(**variables: str) -> Tuple["subprocess.CompletedProcess[str]", List[str]]:
+        calls = tmp_path / "calls"
+        calls.write_bytes(b"")
         env = environment(site, **variables)
-        argv = [sys.executable, str(tmp_path / "databases.py"), "backup"]
-        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        env.update(PATH="%s:%s" % (tmp_path, env["PATH"]), PGBACKUP_RUN=str(tmp_path), CALLS=str(calls))
+        argv = [sys.executable, str(tmp_path / "job.py"), "backup"]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        return done, calls.read_text().split("\0")[:-1]
 
-    everything = asked(BACKUP_ALL_DATABASES="true", BACKUP_EXCLUDE_DATABASES="post*").stdout
-    assert sorted(everything.splitlines()) == sorted(ODD)
-    assert asked(BACKUP_DATABASES='"my db", Sh*, no*').stdout == "my db\nShop\n"
-    assert asked(BACKUP_DATABASES="a %s" % broken, POSTGRES_PASSWORD="wrong").stdout == "a\n%s\n" % broken
-    assert asked(POSTGRES_DB="shop").stdout == "shop\n"
-    failed = asked(BACKUP_DATABASES="all", POSTGRES_PASSWORD="wrong")
-    assert failed.returncode == 3 and failed.stdout == "" and '"event": "failed"' in failed.stderr
-    assert asked(BACKUP_DATABASES='"a').returncode == 2
+    site.createdb("two\nlines")
+    try:
+        everything = asked(BACKUP_ALL_DATABASES="true", BACKUP_EXCLUDE_DATABASES="post*")[1]
+    finally:
+        site.dropdb("two\nlines")
+    assert sorted(everything) == sorted([*ODD, "two\nlines"])
+    assert asked(BACKUP_DATABASES='"my db", Sh*, no*')[1] == ["my db", "Shop"]
+    assert asked(BACKUP_DATABASES="a %s" % broken, POSTGRES_PASSWORD="wrong")[1] == ["a", broken]
+    assert asked(POSTGRES_DB="shop")[1] == ["shop"]
+    failed, calls = asked(BACKUP_DATABASES="all", POSTGRES_PASSWORD="wrong")
+    assert failed.returncode == 3 and calls == [] and '"event": "failed"' in failed.stderr
+    assert asked(BACKUP_DATABASES='"a')[0].returncode == 2
 
 
 def test_check_mode_changes_nothing(site: Any, store: Path, command: Run) -> None:
