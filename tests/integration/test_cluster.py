@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: As PostgreSQL takes them: spaces, quotes, commas, other alphabets, upper case, and what keys, lists and patterns use.
 ODD = ["my db", "we\"ird na'me", "ünï,cöde", "Shop", "a_2026-01-31T02:00:00Z", "50%", "globals"]
 PASSWORD = "secret-of-app"
+INJECTED = REPOSITORY / "tests" / "faults" / "injected"
 
 
 def quoted(name: str) -> str:
@@ -283,6 +284,63 @@ def test_stopped_in_the_middle_nothing_more_is_made(
     assert [catalog.parse_key(name)[0] for name in files(store)] == ["50%"] and sessions(site) == []
     runs = {run.database: run.status for run in Ledger(str(store.parent / "state")).view().runs}
     assert runs == {"50%": "success", "globals": "failure"}
+    assert done.message.endswith(". Done before: 50%")
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "encrypted"])
+def test_stopped_at_a_commit_no_other_begins(
+    site: Any, store: Path, environment: Callable[..., Dict[str, str]], start: Any, sealed: bool
+) -> None:
+    """The one whose file had its name is made, and told as made; then the signal counts."""
+    recipients = KeyPair().recipient if sealed else None
+    env = environment(site, PGSTREAM_FAULT="named", BACKUP_AGE_RECIPIENTS=recipients)
+    env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
+    done = start(env, "backup", "--databases", "50%,globals,Shop", "--globals").finish()
+    assert done.code == 1 and "Interrupted by SIGTERM" in done.message and done.message.endswith("Done before: 50%")
+    assert [catalog.parse_key(name)[0] for name in files(store)] == ["50%"]
+    runs = {run.database: run.status for run in Ledger(str(store.parent / "state")).view().runs}
+    assert runs == {"50%": "success"}
+    assert start(env, "backup", "--databases", "Shop").finish().code == 0  # there was nothing left to stop
+
+
+def test_a_name_that_does_not_last_is_taken_back(
+    site: Any, store: Path, environment: Callable[..., Dict[str, str]], start: Any
+) -> None:
+    env = environment(site, PGSTREAM_FAULT="directory", POSTGRES_DB="Shop")
+    env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
+    done = start(env, "backup").finish()
+    assert done.code == 4 and "Failed during commit: the directory: Input/output error" in done.message
+    assert list(store.iterdir()) == []
+
+
+def test_names_are_read_whatever_the_maintenance_database_is_encoded_in(command: Run, store: Path) -> None:
+    with servers.PostgresServer() as server:
+        server.psql("ALTER DATABASE postgres RENAME TO first", "template1")
+        server.psql("CREATE DATABASE postgres TEMPLATE template0 ENCODING 'SQL_ASCII'", "template1")
+        server.psql('CREATE DATABASE "ünï" TEMPLATE template0')
+        done = command(server, "backup", "--databases", "*n*", "--exclude-databases", "postgres")
+        assert done.code == 0 and [each["database"] for each in done.result["backups"]] == ["ünï"]
+        server.psql("SELECT format('CREATE DATABASE %I TEMPLATE template0', 'caf' || chr(233)) \\gexec")
+        done = command(server, "backup", "--databases", "all")
+        assert done.code == 2 and "not UTF-8: caf\\xe9" in done.message
+        assert command(server, "backup", "--databases", "all", "--exclude-databases", "caf?").code == 0
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"BACKUP_ALL_DATABASES": "ture"}, "BACKUP_ALL_DATABASES must be true or false, not 'ture'"),
+        ({"BACKUP_GLOBALS": "enabled"}, "BACKUP_GLOBALS must be true or false, not 'enabled'"),
+        ({"BACKUP_DATABASES": " , "}, "BACKUP_DATABASES names no database"),
+    ],
+)
+def test_what_cannot_be_read_is_not_no(
+    site: Any, store: Path, command: Run, variables: Dict[str, str], said: str
+) -> None:
+    done = command(site, "backup", POSTGRES_DB="Shop", **variables)
+    assert done.code == 2 and said in done.message and files(store) == []
+    (run,) = Ledger(str(store.parent / "state")).view().runs
+    assert (run.status, run.exit_code) == ("failure", 2)
 
 
 # --- roles and tablespaces --------------------------------------------------------------------------------------------
