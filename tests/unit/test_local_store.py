@@ -321,7 +321,8 @@ def test_what_replaced_another_is_better_than_none(
     assert upload.abort() is None and store.read(KEY, 0, 3) == b"new" and files(tmp_path) == [KEY]
 
 
-def test_the_longest_name_of_a_database_fits(tmp_path: Path) -> None:
+def test_the_longest_name_of_a_database_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 22)  # the largest that Linux gives
     store = module.LocalStore(Storage(kind="local", directory=str(tmp_path), prefix="p"))
     key = "p/" + "%C3%BC" * 31 + "%2A_2026-01-31T02:00:00Z.sql.zst.age"
     upload = store.begin(key, False)
