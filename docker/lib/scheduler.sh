@@ -37,8 +37,8 @@ setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
 # The name of a crontab is the user its jobs run as. They inherit this environment, so no value is written here, and
 # descriptors 3 and 4: the container's own stdout and stderr.
 {
-    echo "$fields /opt/pgbackup/bin/job.py backup >&3 2>&4"
-    [ -z "$verify_fields" ] || echo "$verify_fields /opt/pgbackup/bin/job.py verify latest >&3 2>&4"
+    echo "$fields python3 /opt/pgbackup/bin/job.py backup >&3 2>&4"
+    [ -z "$verify_fields" ] || echo "$verify_fields python3 /opt/pgbackup/bin/job.py verify latest >&3 2>&4"
 } > "$crontabs/pgbackup"
 exec 3>&1 4>&2
 
@@ -76,7 +76,7 @@ missed=$(python3 /opt/pgbackup/bin/due.py missed "$schedule")
 if [ -n "$missed" ]; then
     log INFO catch_up due_seconds_ago "$missed"
     BACKUP_START_DELAY='' setpriv --reuid pgbackup --regid pgbackup --init-groups \
-        /opt/pgbackup/bin/job.py backup --fresh-within "${missed}s" &
+        python3 /opt/pgbackup/bin/job.py backup --fresh-within "${missed}s" &
 fi
 
 # A signal ends a wait early: only crond's own end ends the container. 2>: dash would tell of a kill, not in JSON.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,3 +212,15 @@ def test_what_cannot_be_read_fails_the_job(job: Job, variables: Dict[str, str], 
 
 def test_a_policy_that_cannot_be_read_is_for_the_pruning_to_say(job: Job) -> None:
     assert job("backup", BACKUP_KEEP_LAST="three")[0] == 0 and job.calls == ["shop backup", "shop prune"]
+
+
+@pytest.mark.parametrize(
+    "word, status, out", [("True ", 0, r"[1-9]\d*\n"), ("off", 0, ""), ("", 0, ""), ("ture", 2, "")]
+)
+def test_what_was_missed_is_asked_for_in_words_that_are_known(job: Job, word: str, status: int, out: str) -> None:
+    job.program("due.py", (LIB / "due.py").read_text().replace("/opt/pgbackup", str(job.home)))
+    command = [sys.executable, str(job.bin / "due.py"), "missed", "0 0 1 1 *"]
+    env = dict(os.environ, BACKUP_CATCH_UP=word)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == status and re.fullmatch(out, done.stdout), done
+    assert ("BACKUP_CATCH_UP must be true or false" in done.stderr) == bool(status)
