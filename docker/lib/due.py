@@ -2,20 +2,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """due.py fields SCHEDULE   the five fields that crond takes, or why there are none (exit 2)
-due.py age SCHEDULE      whole seconds since the schedule was last due, at least 1
-due.py delay DURATION    a random number of seconds up to DURATION, such as 10m
+due.py missed SCHEDULE   with BACKUP_CATCH_UP, whole seconds since the schedule was last due, at least 1; else nothing
 
-The engine's own reading of schedules and durations, for the shell scripts beside this file.
+The engine's own reading of schedules and flags, for the shell scripts beside this file.
 """
 
 from __future__ import annotations
 
-import random
+import os
 import sys
 from datetime import datetime, timezone
 
 sys.path.insert(0, "/opt/pgbackup")
 from pgstream import config, schedule  # noqa: E402 (after sys.path)
+from pgstream.errors import UsageError  # noqa: E402
 
 NEVER = 100 * 365 * 86400  # seconds: a schedule that was never due asks for no run that has no backup
 
@@ -23,15 +23,17 @@ NEVER = 100 * 365 * 86400  # seconds: a schedule that was never due asks for no 
 def main() -> int:
     what, text = sys.argv[1:]
     try:
-        if what == "delay":
-            print(random.randint(0, config.duration(text)))
-        elif what == "fields":
+        if what == "fields":
             print(schedule.parse(text).text)
-        else:
+            return 0
+        reader = config.Reader(os.environ, {})
+        wanted = reader.flag("BACKUP_CATCH_UP")
+        reader.finish()
+        if wanted:
             now = datetime.now(timezone.utc)
             due = schedule.parse(text).last_due(now)
             print(max(1, int((now - due).total_seconds())) if due else NEVER)
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

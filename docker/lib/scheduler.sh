@@ -24,6 +24,10 @@ if [ -n "${BACKUP_VERIFY_SCHEDULE:-}" ]; then
     verify_fields=$fields
 fi
 read_schedule BACKUP_SCHEDULE "$schedule"
+fault=$(python3 /opt/pgbackup/bin/due.py missed "$schedule" 2>&1) || {
+    log ERROR failed message "$(quote "$fault")" exit_code 2
+    exit 2
+}
 
 # shellcheck disable=SC2174 # only the last of it is made
 mkdir -p -m 0755 "$crontabs"
@@ -33,8 +37,8 @@ setpriv --reuid pgbackup --regid pgbackup --init-groups mkdir -m 0700 "$jobs"
 # The name of a crontab is the user its jobs run as. They inherit this environment, so no value is written here, and
 # descriptors 3 and 4: the container's own stdout and stderr.
 {
-    echo "$fields /opt/pgbackup/bin/job.sh backup >&3 2>&4"
-    [ -z "$verify_fields" ] || echo "$verify_fields /opt/pgbackup/bin/job.sh verify latest >&3 2>&4"
+    echo "$fields python3 /opt/pgbackup/bin/job.py backup >&3 2>&4"
+    [ -z "$verify_fields" ] || echo "$verify_fields python3 /opt/pgbackup/bin/job.py verify latest >&3 2>&4"
 } > "$crontabs/pgbackup"
 exec 3>&1 4>&2
 
@@ -67,15 +71,13 @@ crond=$!
 trap stop TERM INT
 log INFO crond_started schedule "$(quote "$fields")" verify_schedule "$(quote "$verify_fields")" pid "$crond" user '"pgbackup"'
 
-case "$(echo "${BACKUP_CATCH_UP:-false}" | tr '[:upper:]' '[:lower:]')" in
-    true | yes | 1 | on)
-        # The engine does nothing when the bucket has a backup younger than the time a run was last due.
-        age=$(python3 /opt/pgbackup/bin/due.py age "$schedule")
-        log INFO catch_up due_seconds_ago "$age"
-        BACKUP_START_DELAY='' setpriv --reuid pgbackup --regid pgbackup --init-groups \
-            /opt/pgbackup/bin/job.sh backup --fresh-within "${age}s" &
-        ;;
-esac
+# The engine does nothing when the bucket has a backup younger than the time a run was last due.
+missed=$(python3 /opt/pgbackup/bin/due.py missed "$schedule")
+if [ -n "$missed" ]; then
+    log INFO catch_up due_seconds_ago "$missed"
+    BACKUP_START_DELAY='' setpriv --reuid pgbackup --regid pgbackup --init-groups \
+        python3 /opt/pgbackup/bin/job.py backup --fresh-within "${missed}s" &
+fi
 
 # A signal ends a wait early: only crond's own end ends the container. 2>: dash would tell of a kill, not in JSON.
 while kill -0 "$crond" 2> /dev/null; do wait "$crond" 2> /dev/null || true; done

@@ -61,7 +61,7 @@ def test_two_runs_of_one_database_never_at_once(stack: Stack) -> None:
     stack.sh("docker compose up -d backup")
     stack.wait_for_line("started")
     done = stack.sh("docker compose run --rm -T backup sh -c 'mkdir -p /run/pgbackup/private/jobs; "
-                    "/opt/pgbackup/bin/job.sh backup'", check=False)
+                    "python3 /opt/pgbackup/bin/job.py backup'", check=False)
     assert done.returncode == 8
     assert '"level": "WARNING", "event": "job_finished"' in done.stderr and '"exit_code": 8' in done.stderr
     assert stack.keys() == []
@@ -145,7 +145,7 @@ def test_one_monitor_hears_of_no_success_after_a_failure_of_the_same_job(stack: 
     # Python's own server knows no POST, which is 501, and notes what it was asked for.
     script = ("mkdir -p /run/pgbackup/private/jobs; python3 -m http.server 8000 --bind 127.0.0.1 2> /tmp/asked & "
               "until python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8000))' 2> /dev/null; "
-              "do sleep 0.1; done; /opt/pgbackup/bin/job.sh backup; cat /tmp/asked")
+              "do sleep 0.1; done; python3 /opt/pgbackup/bin/job.py backup; cat /tmp/asked")
     asked = {}
     for names in ("postgres", "absent postgres"):
         done = stack.sh("docker compose run --rm -T -e BACKUP_PING_URL=http://127.0.0.1:8000/check "

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from _pgstream import catalog
@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: As PostgreSQL takes them: spaces, quotes, commas, other alphabets, upper case, and what keys, lists and patterns use.
 ODD = ["my db", "we\"ird na'me", "ünï,cöde", "Shop", "a_2026-01-31T02:00:00Z", "50%", "globals"]
 PASSWORD = "secret-of-app"
+INJECTED = REPOSITORY / "tests" / "faults" / "injected"
 
 
 def quoted(name: str) -> str:
@@ -156,24 +157,35 @@ def test_databases_that_are_at_work_are_not_of_all(site: Any, command: Run) -> N
 def test_a_scheduled_job_asks_for_the_same(
     site: Any, environment: Callable[..., Dict[str, str]], tmp_path: Path, broken: str
 ) -> None:
-    """The image's program, with the engine of the checkout where the image has it."""
+    """The image's program, with the engine of the checkout where the image has it, and one that notes its database."""
     (tmp_path / "pgstream").symlink_to(REPOSITORY / "plugins" / "module_utils" / "_pgstream")
-    program = (REPOSITORY / "docker" / "lib" / "databases.py").read_text()
-    (tmp_path / "databases.py").write_text(program.replace("/opt/pgbackup", str(tmp_path)))
+    program = (REPOSITORY / "docker" / "lib" / "job.py").read_text()
+    (tmp_path / "job.py").write_text(program.replace("/opt/pgbackup", str(tmp_path)))
+    (tmp_path / "pgbackup").write_text("#!/bin/sh\nprintf '%s\\0' \"$POSTGRES_DB\" >> \"$CALLS\"\n")
+    (tmp_path / "pgbackup").chmod(0o755)
+    (tmp_path / "private" / "jobs").mkdir(parents=True)
 
-    def asked(**variables: str) -> "subprocess.CompletedProcess[str]":
+    def asked(**variables: str) -> Tuple["subprocess.CompletedProcess[str]", List[str]]:
+        calls = tmp_path / "calls"
+        calls.write_bytes(b"")
         env = environment(site, **variables)
-        argv = [sys.executable, str(tmp_path / "databases.py"), "backup"]
-        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        env.update(PATH="%s:%s" % (tmp_path, env["PATH"]), PGBACKUP_RUN=str(tmp_path), CALLS=str(calls))
+        argv = [sys.executable, str(tmp_path / "job.py"), "backup"]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        return done, calls.read_text().split("\0")[:-1]
 
-    everything = asked(BACKUP_ALL_DATABASES="true", BACKUP_EXCLUDE_DATABASES="post*").stdout
-    assert sorted(everything.splitlines()) == sorted(ODD)
-    assert asked(BACKUP_DATABASES='"my db", Sh*, no*').stdout == "my db\nShop\n"
-    assert asked(BACKUP_DATABASES="a %s" % broken, POSTGRES_PASSWORD="wrong").stdout == "a\n%s\n" % broken
-    assert asked(POSTGRES_DB="shop").stdout == "shop\n"
-    failed = asked(BACKUP_DATABASES="all", POSTGRES_PASSWORD="wrong")
-    assert failed.returncode == 3 and failed.stdout == "" and '"event": "failed"' in failed.stderr
-    assert asked(BACKUP_DATABASES='"a').returncode == 2
+    site.createdb("two\nlines")
+    try:
+        everything = asked(BACKUP_ALL_DATABASES="true", BACKUP_EXCLUDE_DATABASES="post*")[1]
+    finally:
+        site.dropdb("two\nlines")
+    assert sorted(everything) == sorted([*ODD, "two\nlines"])
+    assert asked(BACKUP_DATABASES='"my db", Sh*, no*')[1] == ["my db", "Shop"]
+    assert asked(BACKUP_DATABASES="a %s" % broken, POSTGRES_PASSWORD="wrong")[1] == ["a", broken]
+    assert asked(POSTGRES_DB="shop")[1] == ["shop"]
+    failed, calls = asked(BACKUP_DATABASES="all", POSTGRES_PASSWORD="wrong")
+    assert failed.returncode == 3 and calls == [] and '"event": "failed"' in failed.stderr
+    assert asked(BACKUP_DATABASES='"a')[0].returncode == 2
 
 
 def test_check_mode_changes_nothing(site: Any, store: Path, command: Run) -> None:
@@ -272,6 +284,63 @@ def test_stopped_in_the_middle_nothing_more_is_made(
     assert [catalog.parse_key(name)[0] for name in files(store)] == ["50%"] and sessions(site) == []
     runs = {run.database: run.status for run in Ledger(str(store.parent / "state")).view().runs}
     assert runs == {"50%": "success", "globals": "failure"}
+    assert done.message.endswith(". Done before: 50%")
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "encrypted"])
+def test_stopped_at_a_commit_no_other_begins(
+    site: Any, store: Path, environment: Callable[..., Dict[str, str]], start: Any, sealed: bool
+) -> None:
+    """The one whose file had its name is made, and told as made; then the signal counts."""
+    recipients = KeyPair().recipient if sealed else None
+    env = environment(site, PGSTREAM_FAULT="named", BACKUP_AGE_RECIPIENTS=recipients)
+    env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
+    done = start(env, "backup", "--databases", "50%,globals,Shop", "--globals").finish()
+    assert done.code == 1 and "Interrupted by SIGTERM" in done.message and done.message.endswith("Done before: 50%")
+    assert [catalog.parse_key(name)[0] for name in files(store)] == ["50%"]
+    runs = {run.database: run.status for run in Ledger(str(store.parent / "state")).view().runs}
+    assert runs == {"50%": "success"}
+    assert start(env, "backup", "--databases", "Shop").finish().code == 0  # there was nothing left to stop
+
+
+def test_a_name_that_does_not_last_is_taken_back(
+    site: Any, store: Path, environment: Callable[..., Dict[str, str]], start: Any
+) -> None:
+    env = environment(site, PGSTREAM_FAULT="directory", POSTGRES_DB="Shop")
+    env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
+    done = start(env, "backup").finish()
+    assert done.code == 4 and "Failed during commit: the directory: Input/output error" in done.message
+    assert list(store.iterdir()) == []
+
+
+def test_names_are_read_whatever_the_maintenance_database_is_encoded_in(command: Run, store: Path) -> None:
+    with servers.PostgresServer() as server:
+        server.psql("ALTER DATABASE postgres RENAME TO first", "template1")
+        server.psql("CREATE DATABASE postgres TEMPLATE template0 ENCODING 'SQL_ASCII'", "template1")
+        server.psql('CREATE DATABASE "ünï" TEMPLATE template0')
+        done = command(server, "backup", "--databases", "*n*", "--exclude-databases", "postgres")
+        assert done.code == 0 and [each["database"] for each in done.result["backups"]] == ["ünï"]
+        server.psql("SELECT format('CREATE DATABASE %I TEMPLATE template0', 'caf' || chr(233)) \\gexec")
+        done = command(server, "backup", "--databases", "all")
+        assert done.code == 2 and "not UTF-8: caf\\xe9" in done.message
+        assert command(server, "backup", "--databases", "all", "--exclude-databases", "caf?").code == 0
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"BACKUP_ALL_DATABASES": "ture"}, "BACKUP_ALL_DATABASES must be true or false, not 'ture'"),
+        ({"BACKUP_GLOBALS": "enabled"}, "BACKUP_GLOBALS must be true or false, not 'enabled'"),
+        ({"BACKUP_DATABASES": " , "}, "BACKUP_DATABASES names no database"),
+    ],
+)
+def test_what_cannot_be_read_is_not_no(
+    site: Any, store: Path, command: Run, variables: Dict[str, str], said: str
+) -> None:
+    done = command(site, "backup", POSTGRES_DB="Shop", **variables)
+    assert done.code == 2 and said in done.message and files(store) == []
+    (run,) = Ledger(str(store.parent / "state")).view().runs
+    assert (run.status, run.exit_code) == ("failure", 2)
 
 
 # --- roles and tablespaces --------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -148,17 +147,17 @@ def test_the_scheduled_job_prunes_after_a_good_backup(site: Site, tmp_path: Path
     binaries = tmp_path / "bin"
     binaries.mkdir()
     (tmp_path / "run" / "private" / "jobs").mkdir(parents=True)
-    for name in ("job.sh", "log.sh"):
-        (binaries / name).write_text((LIB / name).read_text().replace("/opt/pgbackup/bin", str(binaries)))
+    (tmp_path / "pgstream").symlink_to(LIB.parents[1] / "plugins" / "module_utils" / "_pgstream")
+    program = (LIB / "job.py").read_text().replace("/opt/pgbackup", str(tmp_path))
     engine = '#!/bin/sh\nexec "%s" -m _pgstream.main "$@"\n' % sys.executable
-    for name, text in (("pgbackup", engine), ("databases.py", 'import os\nprint(os.environ["POSTGRES_DB"])\n')):
+    for name, text in (("pgbackup", engine), ("job.py", program)):
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
     env = dict(site.env, PATH="%s:%s" % (binaries, os.environ["PATH"]), PGBACKUP_RUN=str(tmp_path / "run"))
     env["BACKUP_KEEP_LAST"] = "2"
 
     def job() -> "subprocess.CompletedProcess[str]":
-        command = [shutil.which("dash") or "sh", str(binaries / "job.sh"), "backup"]
+        command = [sys.executable, str(binaries / "job.py"), "backup"]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
     done = job()

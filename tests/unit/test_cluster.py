@@ -377,7 +377,9 @@ def test_what_pg_dumpall_does_not_write_is_refused(bad: bytes) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 400])
 def test_a_dump_without_its_last_line_is_none(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    whole = SCRIPT + b"--\n-- PostgreSQL database cluster dump complete\n--\n\n\\unrestrict abc\n\n"
+    name = b'CREATE ROLE "two\n\\restrict x\n\\unrestrict x\nlines";\n'
+    head, middle = b"--\n-- PostgreSQL database cluster dump\n--\n\n\\restrict abc\n\n", b"\\unrestrict abc\n\n"
+    whole = head + SCRIPT + name + middle + b"--\n-- PostgreSQL database cluster dump complete\n--\n\n"
 
     class Said:
         def run(self, *_arguments: Any) -> bytes:
@@ -395,4 +397,5 @@ def test_a_dump_without_its_last_line_is_none(monkeypatch: pytest.MonkeyPatch, c
         with pytest.raises(BackupError, match="without its last line"):
             globals_backup.dump(Clients(), Said(), False)  # type: ignore[arg-type]
     else:
-        assert b"\\unrestrict" not in globals_backup.dump(Clients(), Said(), False)  # type: ignore[arg-type]
+        text = globals_backup.dump(Clients(), Said(), False)  # type: ignore[arg-type]
+        assert name in text and b"restrict abc" not in text

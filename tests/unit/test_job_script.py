@@ -2,15 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The scheduled job's shell script, with the engine it calls made up here: when it prunes, and what it tells."""
+"""The scheduled job, with the engine it calls made up here: when it prunes, and what it tells."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -18,10 +19,11 @@ import pytest
 
 from tests.support.runs import wait_until
 
-LIB = Path(__file__).resolve().parents[2] / "docker" / "lib"
+ROOT = Path(__file__).resolve().parents[2]
+LIB = ROOT / "docker" / "lib"
 #: Notes its arguments and database; exits with what a file named after verb and database says.
 ENGINE = """#!/bin/sh
-echo "$POSTGRES_DB $*" >> "$HOME_OF_TEST/calls"
+printf '%s\\0' "$POSTGRES_DB $*" >> "$HOME_OF_TEST/calls"
 if [ -e "$HOME_OF_TEST/hang" ]; then
     trap 'exit "$(cat "$HOME_OF_TEST/hang")"' TERM
     touch "$HOME_OF_TEST/hangs"
@@ -32,19 +34,18 @@ exit "$(cat "$HOME_OF_TEST/$1-$POSTGRES_DB" 2> /dev/null || echo 0)"
 
 
 class Job:
-    """job.sh where the image has it, but below a directory of the test's own."""
+    """job.py where the image has it, but below a directory of the test's own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.bin = home / "bin"
         self.bin.mkdir()
         (home / "run" / "private" / "jobs").mkdir(parents=True)
-        for name in ("job.sh", "log.sh"):
-            text = (LIB / name).read_text()
-            assert name == "log.sh" or "/opt/pgbackup/bin/" in text
-            (self.bin / name).write_text(text.replace("/opt/pgbackup/bin", str(self.bin)))
+        (home / "pgstream").symlink_to(ROOT / "plugins" / "module_utils" / "_pgstream")
+        text = (LIB / "job.py").read_text()
+        assert "/opt/pgbackup" in text
+        self.program("job.py", text.replace("/opt/pgbackup", str(home)))
         self.program("pgbackup", ENGINE)
-        self.program("databases.py", 'import os\nprint("\\n".join(os.environ["BACKUP_DATABASES"].split()))\n')
 
     def program(self, name: str, text: str) -> None:
         path = self.bin / name
@@ -60,7 +61,7 @@ class Job:
             BACKUP_DATABASES="shop",
         )
         env.update(variables)
-        command = [shutil.which("dash") or "sh", str(self.bin / "job.sh"), *arguments]
+        command = [sys.executable, str(self.bin / "job.py"), *arguments]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __call__(self, *arguments: str, **variables: str) -> Tuple[int, List[Dict[str, Any]]]:
@@ -72,7 +73,7 @@ class Job:
     @property
     def calls(self) -> List[str]:
         path = self.home / "calls"
-        return path.read_text().splitlines() if path.exists() else []
+        return path.read_text().split("\0")[:-1] if path.exists() else []
 
     def exits(self, verb: str, database: str, status: int) -> None:
         (self.home / ("%s-%s" % (verb, database))).write_text(str(status))
@@ -116,7 +117,7 @@ def test_after_a_backup_that_failed_or_was_not_made_nothing_is_pruned(job: Job, 
 def test_globals_follow_the_databases_and_are_pruned_too(job: Job) -> None:
     """Each run is of one of them, whatever variables say of all."""
     job.program("pgbackup", ENGINE.replace('$*"', '$* ${BACKUP_DATABASES:-}${BACKUP_GLOBALS:-}"'))
-    everything = {"BACKUP_DATABASES": "shop crm", "BACKUP_GLOBALS": "True"}
+    everything = {"BACKUP_DATABASES": "shop crm", "BACKUP_GLOBALS": "True "}
     assert job("backup", "--fresh-within", "6h", **everything, BACKUP_KEEP_LAST="3")[0] == 0
     assert [call.rstrip() for call in job.calls] == [
         "shop backup --fresh-within 6h",
@@ -158,6 +159,68 @@ def test_a_stopped_job_does_not_go_on_to_prune(job: Job, status: int) -> None:
     process = job.start("backup", BACKUP_KEEP_LAST="3", BACKUP_DATABASES="shop crm")
     wait_until((job.home / "hangs").exists, "the engine at work")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == status and job.calls == ["shop backup"]
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and job.calls == ["shop backup"]
+    told = [json.loads(line) for line in (out + err).splitlines()]
+    assert [(line["database"], line["exit_code"]) for line in told] == [("shop", status), ("crm", 143)]
     assert list((job.home / "run" / "private" / "jobs").iterdir()) == []
+
+
+def test_a_stop_that_came_too_late_to_stop_anything_is_none(job: Job) -> None:
+    (job.home / "hang").write_text("0")
+    process = job.start("backup", BACKUP_KEEP_LAST="3")
+    wait_until((job.home / "hangs").exists, "the engine at work")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and job.calls == ["shop backup"]
+
+
+def test_a_job_is_stopped_while_it_waits(job: Job) -> None:
+    process = job.start("backup", BACKUP_START_DELAY="2d")
+    assert process.stdout is not None and '"job_delayed"' in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and json.loads(err)["exit_code"] == 143 and job.calls == []
+
+
+def test_any_name_is_one_database(job: Job) -> None:
+    names = ["two\nlines", " padded ", "caf\u00e9", 'a"b', "$(x)", "-n"]
+    given = ", ".join('"%s"' % name.replace('"', '""') for name in names)
+    status, lines = job("backup", BACKUP_DATABASES=given)
+    assert status == 0 and job.calls == [name + " backup" for name in names]
+    assert [line["database"] for line in lines] == names
+
+
+def test_without_a_name_the_engine_says_what_is_missing(job: Job) -> None:
+    job.exits("backup", "", 2)
+    assert job("backup", BACKUP_DATABASES="")[0] == 2 and job.calls == [" backup"]
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"BACKUP_GLOBALS": "enabled"}, "BACKUP_GLOBALS must be true or false, not 'enabled'"),
+        ({"BACKUP_DATABASES": "", "BACKUP_ALL_DATABASES": "ture"}, "BACKUP_ALL_DATABASES must be true or false"),
+        ({"BACKUP_DATABASES": " , "}, "BACKUP_DATABASES names no database"),
+    ],
+)
+def test_what_cannot_be_read_fails_the_job(job: Job, variables: Dict[str, str], said: str) -> None:
+    status, lines = job("backup", POSTGRES_DB="shop", **variables)
+    assert status == 2 and job.calls == [] and said in lines[0]["message"] + lines[-1].get("message", "")
+    assert {line["event"] for line in lines} == {"failed", "job_finished"}
+
+
+def test_a_policy_that_cannot_be_read_is_for_the_pruning_to_say(job: Job) -> None:
+    assert job("backup", BACKUP_KEEP_LAST="three")[0] == 0 and job.calls == ["shop backup", "shop prune"]
+
+
+@pytest.mark.parametrize(
+    "word, status, out", [("True ", 0, r"[1-9]\d*\n"), ("off", 0, ""), ("", 0, ""), ("ture", 2, "")]
+)
+def test_what_was_missed_is_asked_for_in_words_that_are_known(job: Job, word: str, status: int, out: str) -> None:
+    job.program("due.py", (LIB / "due.py").read_text().replace("/opt/pgbackup", str(job.home)))
+    command = [sys.executable, str(job.bin / "due.py"), "missed", "0 0 1 1 *"]
+    env = dict(os.environ, BACKUP_CATCH_UP=word)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == status and re.fullmatch(out, done.stdout), done
+    assert ("BACKUP_CATCH_UP must be true or false" in done.stderr) == bool(status)

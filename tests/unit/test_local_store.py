@@ -286,6 +286,53 @@ def test_a_failing_sync_is_a_failed_backup(store: Store, tmp_path: Path, monkeyp
     assert files(tmp_path) == []
 
 
+def _no_sync_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "_sync_directory", fail)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_that_does_not_last_is_taken_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    _no_sync_of_directories(monkeypatch)
+    if not links:
+        monkeypatch.setattr(module._LocalUpload, "_linked", lambda _upload: False)
+    for overwrite in (False, True):
+        upload = store.begin(KEY, overwrite)
+        upload.write([b"x"])
+        with pytest.raises(StorageError, match="Input/output error"):
+            upload.commit()
+        assert upload.abort() is None and upload.abort() is None
+        assert files(tmp_path) == []
+
+
+def test_what_replaced_another_is_better_than_none(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, KEY, b"old")
+    _no_sync_of_directories(monkeypatch)
+    upload = store.begin(KEY, True)
+    upload.write([b"new"])
+    with pytest.raises(StorageError, match="Input/output error"):
+        upload.commit()
+    assert upload.abort() is None and store.read(KEY, 0, 3) == b"new" and files(tmp_path) == [KEY]
+
+
+def test_the_longest_name_of_a_database_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 22)  # the largest that Linux gives
+    store = module.LocalStore(Storage(kind="local", directory=str(tmp_path), prefix="p"))
+    key = "p/" + "%C3%BC" * 31 + "%2A_2026-01-31T02:00:00Z.sql.zst.age"
+    upload = store.begin(key, False)
+    (temporary,) = files(tmp_path)
+    assert len(os.path.basename(key)) > 220 and len(os.path.basename(temporary)) <= 255
+    upload.abort()
+    (tmp_path / temporary).write_bytes(b"")
+    assert store.sweep(lambda found: found == key) == [key]
+
+
 def test_bytes_that_someone_else_cut_off(store: Store, tmp_path: Path) -> None:
     upload = store.begin(KEY, False)
     upload.write([b"12345"])

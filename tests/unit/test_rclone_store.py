@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from _pgstream import catalog
 from _pgstream.errors import (
     Cancelled,
     IntegrityError,
+    Interrupted,
     NoStoreError,
     NotFoundError,
     StorageError,
@@ -416,6 +418,31 @@ def test_the_answer_to_the_rename_is_lost(place_of: Callable[..., Place], tmp_pa
     with acting(place, tmp_path, "moveto", after="status=5") as store:
         put(store, KEY, b"whole")
     assert place.store.read(KEY, 0, 5) == b"whole" and len(place.files()) == 1
+
+
+def test_an_interrupt_meets_the_rename_once_it_is_made(sftp: Place, tmp_path: Path) -> None:
+    """What is told agrees with what is there. rclone makes the rename, and does not end."""
+    with acting(sftp, tmp_path, "moveto", after="touch %s; exec sleep 60" % (tmp_path / "renamed")) as store:
+        upload = store.begin(KEY, False)
+        upload.write([b"whole"])
+
+        def interrupt(_number: int, _frame: Any) -> None:
+            raise Interrupted("stop")
+
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        threading.Thread(target=_signal_when, args=(tmp_path / "renamed",), daemon=True).start()
+        try:
+            with pytest.raises(Interrupted):
+                upload.commit()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        made = upload.abort()
+    assert made is not None and sftp.store.stat(KEY) == made and len(sftp.files()) == 1
+
+
+def _signal_when(path: Path) -> None:
+    wait_until(path.exists, "the rename")
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_rename_that_fails_at_first_is_made_again(sftp: Place, tmp_path: Path) -> None:

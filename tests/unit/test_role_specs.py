@@ -258,7 +258,7 @@ def test_the_context_depends_on_contents_alone(tmp_path):
     roots = []
     for number, mode in ((1, 0o644), (2, 0o755)):
         root = tmp_path / str(number)
-        for name in ("Dockerfile", "docker/lib/job.sh", "plugins/module_utils/_pgstream/cli.py"):
+        for name in ("Dockerfile", "docker/lib/job.py", "plugins/module_utils/_pgstream/cli.py"):
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
@@ -267,7 +267,7 @@ def test_the_context_depends_on_contents_alone(tmp_path):
     (roots[1] / "docker" / "__pycache__").mkdir()
     (roots[1] / "docker" / "__pycache__" / "x.pyc").write_text("x")
     assert pack(roots[0]) == pack(roots[1])
-    (roots[1] / "docker" / "lib" / "job.sh").write_text("other")
+    (roots[1] / "docker" / "lib" / "job.py").write_text("other")
     assert pack(roots[0]) != pack(roots[1])
 
 

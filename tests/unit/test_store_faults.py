@@ -11,8 +11,11 @@ import threading
 from typing import Any, Iterator, List
 
 import pytest
+from _pgstream import commit
 from _pgstream.errors import BackupError, IntegrityError, StorageError
+from _pgstream.events import Log
 from _pgstream.model import Storage
+from _pgstream.process import Processes
 from _pgstream.store import profiles, retry, s3_upload
 from _pgstream.store.s3 import S3Store
 
@@ -409,6 +412,31 @@ def test_a_spoilt_object_that_may_not_be_removed(s3: FakeS3, store: S3Store) -> 
     s3.deny = {"s3:DeleteObject"}
     with pytest.raises(IntegrityError, match="has 2000 bytes.*could not be removed.*Access Denied"):
         put(store, bytes(2500))
+
+
+def written(store: S3Store) -> Any:
+    """As a backup ends."""
+    upload: Any = store.begin("k", False, {"pgstream-run": "run"})
+
+    def write() -> Any:
+        upload.write([b"data"])
+        return "index"
+
+    return commit.written(upload, "k", Log(), Processes(), write, lambda: None, lambda error: error)
+
+
+def test_a_commit_that_could_not_be_looked_at_is_one_when_it_can(s3: FakeS3, store: S3Store) -> None:
+    s3.fail("HeadObject", 503, "SlowDown", times=retry.QUICK)
+    index, stored = written(store)
+    assert (index, stored.size) == ("index", 4) and s3.keys("b") == ["k"] and s3.unfinished == {}
+
+
+def test_what_is_wrong_stays_wrong_where_it_cannot_be_removed(s3: FakeS3, store: S3Store) -> None:
+    s3.lies_about_etag = "CompleteMultipartUpload"
+    s3.deny = {"s3:DeleteObject"}
+    with pytest.raises(IntegrityError, match="could not be removed"):
+        written(store)
+    assert s3.keys("b") == ["k"]
 
 
 def test_an_object_of_another_run_is_not_removed(s3: FakeS3, store: S3Store) -> None:

@@ -250,8 +250,8 @@ class _SealedUpload(Upload):
         self._seal(self._rest, True)
         return self._inner.commit()
 
-    def abort(self) -> None:
-        self._inner.abort()
+    def abort(self) -> Optional[StoredObject]:
+        return self._inner.abort()
 
 
 def _pieces(stream: Iterator[bytes], size: int) -> Iterator[bytes]:

@@ -17,8 +17,9 @@ from typing import Callable, List, Sequence
 
 from . import backup, globals_backup
 from .cluster_model import FAILED, OK, ClusterRequest, ClusterResult, Part, part
-from .errors import BackupError, LockedError, PartialError, UsageError
+from .errors import BackupError, Interrupted, LockedError, PartialError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
+from .interrupts import still_wanted
 from .model import BackupResult, Server
 from .patterns import ALL, choose, is_wildcard
 from .session import AT_START, Session
@@ -26,10 +27,11 @@ from .stages import stage
 from .target import UNFINISHED
 
 GLOBALS = "the globals"  # how they are called where a database would be named
+#: Names as bytes: each is in the encoding of whoever gave it.
 #: As pg_dumpall has it (-2: what DROP DATABASE left when it was interrupted, since August 2023), but for the databases
 #: of restores and drills that are at work: they will be gone, or under another name, in the middle of their backup.
 _QUERY = """
-SELECT datname FROM pg_catalog.pg_database
+SELECT pg_catalog.namesend(datname) FROM pg_catalog.pg_database
 WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 AND datname !~ '_pgstream_drill_[0-9a-f]{8}$'
   AND NOT pg_catalog.starts_with(COALESCE(pg_catalog.shobj_description(oid, 'pg_database'), ''), %s)
 ORDER BY datname
@@ -76,7 +78,11 @@ def back_up_cluster(
         log.known.clear()
         begun = time.monotonic()
         try:
+            still_wanted()
             parts.append(part(around(name, partial(run, name))))
+        except Interrupted as error:
+            error.done = _done(parts)
+            raise
         except BackupError as error:
             failures.append(error)
             parts.append(_failed(name, error, hide(error.sentence()), time.monotonic() - begun))
@@ -117,6 +123,11 @@ def _failed(name: str, error: BackupError, sentence: str, seconds: float) -> Par
     )
 
 
+def _done(parts: Sequence[Part]) -> str:
+    names = [each.database or GLOBALS for each in parts if each.status == OK]
+    return "Done before: %s" % ", ".join(names) if names else ""
+
+
 def _summary(parts: Sequence[Part], dry_run: bool) -> str:
     databases = [each for each in parts if not each.globals]
     made = sum(each.changed for each in databases)
@@ -143,13 +154,18 @@ def select(server: Server, wanted: Sequence[str], excluded: Sequence[str], log: 
     existing: List[str] = []
     if ALL in wanted or any(map(is_wildcard, wanted)):
         with Session(server, server.maintenance_db, patience=AT_START) as session:
-            existing = [name for (name,) in session.rows(_QUERY, (UNFINISHED,))]
+            rows = session.rows(_QUERY, (UNFINISHED,))
+        existing = [bytes(name).decode("utf-8", "surrogateescape") for (name,) in rows]
     names, idle = choose(existing, wanted, excluded)
     if not names:
         raise UsageError(
             "no database matches %s%s" % (", ".join(wanted), " without " + ", ".join(excluded) if excluded else ""),
             hint="The server has %s." % ", ".join(existing[:10]) if existing else "",
         )
+    odd = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    if odd:
+        shown = ", ".join(odd).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise UsageError("databases with names that are not UTF-8: " + shown, hint="Rename them, or exclude a pattern.")
     for pattern in idle:
         log.warning("no_database_matches", pattern=pattern)
     return names

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Callable, Iterable, Optional, Tuple
 
 from . import catalog
-from .errors import BackupError, IntegrityError, Interrupted
+from .errors import BackupError, IntegrityError, Interrupted, StorageError
 from .events import Log, utc_now
 from .model import BackupInfo, Index
 from .process import Processes
@@ -31,7 +31,8 @@ def written(
     first_cause: Callable[[BaseException], BaseException],
 ) -> Tuple[Index, StoredObject]:
     """`write` all of the object, take a `last_look` at its source, and commit. Whatever is raised instead of that,
-    children are killed, the upload is aborted, and what `first_cause` makes of the error is raised."""
+    children are killed, the upload is aborted, and what `first_cause` makes of the error is raised; unless the object
+    turns out to be there and whole all the same, and nothing was found to be wrong with it."""
     index: Optional[Index] = None
     try:
         index = write()
@@ -41,10 +42,11 @@ def written(
     except BaseException as error:
         processes.kill_all()
         found = abort(upload, log)
-        if found is None or index is None or not isinstance(error, Interrupted):
+        if found is None or index is None or not isinstance(error, (Interrupted, StorageError)):
             raise first_cause(error) from None
         stored = found  # the commit was quicker: what is in the store, and what is told of it, agree
-        log.warning("interrupted_after_commit", key=key, message=error.sentence())
+        what = "interrupted" if isinstance(error, Interrupted) else "failed"
+        log.warning(what + "_after_commit", key=key, message=error.sentence())
     return index, stored
 
 

@@ -78,6 +78,7 @@ SECRETS = (
 )
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq, section "SSL Support"
+_YES, _NO = ("true", "yes", "1", "on"), ("false", "no", "0", "off", "")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 
 
@@ -268,6 +269,13 @@ class Reader:
             self.fault("%s must be one of %s, not %r" % (self.label(name), ", ".join(choices), value))
             return default
         return value
+
+    def flag(self, name: str) -> bool:
+        """Whether it is one of the words for yes; empty is no."""
+        word = self.get(name).strip().lower()
+        if word not in _YES + _NO:
+            self.fault("%s must be true or false, not %r" % (self.label(name), self.get(name)))
+        return word in _YES
 
     def whole(self, name: str, default: int, low: int, high: Optional[int] = None) -> int:
         text = self.get(name)

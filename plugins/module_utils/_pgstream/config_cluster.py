@@ -15,7 +15,6 @@ from .config import Reader
 from .model import BackupRequest, Filters
 from .patterns import ALL, is_wildcard
 
-_TRUE = ("true", "yes", "1", "on")
 _WORD = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\s,"]+))(?=[\s,]|\Z)[\s,]*')
 
 
@@ -56,17 +55,17 @@ def wanted(reader: Reader, only_globals: bool = False) -> Wanted:
     """BACKUP_DATABASES, else with BACKUP_ALL_DATABASES all; BACKUP_EXCLUDE_DATABASES; BACKUP_GLOBALS and
     BACKUP_GLOBALS_PASSWORDS. A flag that means nothing alone is a fault; a variable may be meant for other runs."""
     databases = _names(reader, "BACKUP_DATABASES")
-    if not databases and _flag(reader, "BACKUP_ALL_DATABASES"):
+    if not databases and reader.flag("BACKUP_ALL_DATABASES"):
         databases = (ALL,)
     exclude = _names(reader, "BACKUP_EXCLUDE_DATABASES")
-    with_globals = only_globals or _flag(reader, "BACKUP_GLOBALS")
+    with_globals = only_globals or reader.flag("BACKUP_GLOBALS")
     for name, needs, there in (
         ("BACKUP_EXCLUDE_DATABASES", "--databases", databases and not only_globals),
         ("BACKUP_GLOBALS_PASSWORDS", "--globals", with_globals),
     ):
         if name in reader.flags and not there:
             reader.fault("%s goes with %s" % (reader.label(name), needs))
-    passwords = with_globals and _flag(reader, "BACKUP_GLOBALS_PASSWORDS")
+    passwords = with_globals and reader.flag("BACKUP_GLOBALS_PASSWORDS")
     return Wanted(() if only_globals else databases, () if only_globals else exclude, with_globals, passwords)
 
 
@@ -106,11 +105,10 @@ def cluster_parts(
 
 def _names(reader: Reader, name: str) -> Tuple[str, ...]:
     try:
-        return names(reader.get(name))
+        found = names(reader.get(name))
     except ValueError as error:
         reader.fault("%s: %s" % (reader.label(name), error))
         return ()
-
-
-def _flag(reader: Reader, name: str) -> bool:
-    return reader.get(name).strip().lower() in _TRUE
+    if not found and (reader.get(name) or name in reader.flags):
+        reader.fault("%s names no database" % reader.label(name))
+    return found

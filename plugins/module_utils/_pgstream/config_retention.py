@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Mapping, Tuple
 
 from .config import Reader, duration, read_storage
@@ -33,6 +34,12 @@ def _retention(reader: Reader) -> Retention:
         for variable in RETENTION
     }
     return Retention(**values)
+
+
+def is_given(environ: Mapping[str, str]) -> bool:
+    """Whether there is a policy: a rule above 0, or one that cannot be read, for `prune` to say so."""
+    reader = Reader(environ, {})
+    return replace(_retention(reader), min_keep=Retention.min_keep) != Retention() or bool(reader.faults)
 
 
 def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Storage, Retention, int]:

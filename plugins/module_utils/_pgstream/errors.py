@@ -107,13 +107,15 @@ class Interrupted(BaseException):
         super().__init__(message)
         self.message = message
         self.stage = ""
+        self.done = ""  # what stays all the same
 
     def at(self, stage: str) -> Interrupted:
         self.stage = self.stage or stage
         return self
 
     def sentence(self) -> str:
-        return "%s during %s" % (self.message, self.stage) if self.stage else self.message
+        text = "%s during %s" % (self.message, self.stage) if self.stage else self.message
+        return "%s. %s" % (text, self.done) if self.done else text
 
 
 class Cancelled(BackupError):

@@ -31,8 +31,10 @@ from .store import Store, Upload, open_store
 
 #: pg_dumpall's closing comment, with nothing after it but comments and empty lines.
 _COMPLETE = re.compile(rb"\n-- PostgreSQL database cluster dump complete\r?\n(((--)[^\n]*|[ \t\r]*)(\n|\Z))*\Z")
-_RESTRICT = re.compile(rb"(?m)^\\(un)?restrict [^\n]*\n")  # since August 2025; older psql do not know it
-_TAIL = 4096  # bytes in which it is looked for
+#: Since August 2025, and unknown to older psql: before the first statement. What ends it has the same random word, so
+#: such a line in the name of a role is another one.
+_RESTRICT = re.compile(rb"\A(?:(?:--[^\n]*)?\n)*\\restrict ([^\n]+)\n")
+_TAIL = 4096  # bytes in which its end is looked for
 _HEAD = b"-- Roles and tablespaces of a server, no database. The definitions follow in the next block.\n"
 _END = b"-- The end of the roles and tablespaces.\n"
 
@@ -193,7 +195,10 @@ def dump(clients: Clients, processes: Processes, passwords: bool) -> bytes:
         if "pg_authid" in error.message:
             error.hint = "Only a superuser may read the hashes of passwords: back up the globals without them."
         raise
-    text = _RESTRICT.sub(b"", text)
+    restricted = _RESTRICT.match(text)
+    if restricted:
+        for word in (b"restrict", b"unrestrict"):
+            text = text.replace(b"\n\\%s %s\n" % (word, restricted[1]), b"\n")
     if not _COMPLETE.search(text[-_TAIL:]):
         raise BackupError("pg_dumpall ended without its last line, 'PostgreSQL database cluster dump complete'")
     return text

@@ -13,6 +13,15 @@ from typing import Any, Dict, Optional
 from . import limits
 from .errors import Interrupted
 
+_current: Optional[Signals] = None
+
+
+def still_wanted() -> None:
+    """Between two pieces of work: raise the Interrupted that was received, and got over since by the piece that it met
+    at its very end."""
+    if _current is not None and _current.received is not None:
+        raise _current.received
+
 
 class Signals:
     """While open, the first signal that asks to stop raises Interrupted in the main thread; further ones, which would
@@ -27,14 +36,18 @@ class Signals:
         self._armed = False
 
     def __enter__(self) -> Signals:
+        global _current
         if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to take
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 # nohup and background shells have them ignored on purpose
                 if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._stop)
+        _current = self
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        global _current
+        _current = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

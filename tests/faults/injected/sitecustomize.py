@@ -5,12 +5,17 @@
 """What the tests of faults change inside of the command: Python imports this at its start, where PYTHONPATH names it.
 
 PGSTREAM_FAULT=compressor  the compressor raises after two MiB
+PGSTREAM_FAULT=named       SIGTERM once a file in a directory has its name
+PGSTREAM_FAULT=directory   what a directory holds cannot be synced
 Always: the pauses between two attempts of an S3 request are short. Their number stays.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import stat
 
 
 def _failing_compressor() -> None:
@@ -27,6 +32,28 @@ def _failing_compressor() -> None:
     codec._Gzip.compress = compress
 
 
+def _signal_once_named() -> None:
+    link = os.link
+
+    def linked(*arguments, **named):  # type: ignore[no-untyped-def]
+        link(*arguments, **named)
+        os.link = link
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    os.link = linked
+
+
+def _no_sync_of_directories() -> None:
+    sync = os.fsync
+
+    def synced(descriptor):  # type: ignore[no-untyped-def]
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    os.fsync = synced
+
+
 def _short_pauses() -> None:
     from _pgstream.store import retry
 
@@ -34,5 +61,5 @@ def _short_pauses() -> None:
 
 
 _short_pauses()
-if os.environ.get("PGSTREAM_FAULT") == "compressor":
-    _failing_compressor()
+_faults = {"compressor": _failing_compressor, "named": _signal_once_named, "directory": _no_sync_of_directories}
+_faults.get(os.environ.get("PGSTREAM_FAULT", ""), lambda: None)()

@@ -52,8 +52,8 @@ class Upload:
         raise NotImplementedError
 
     def abort(self) -> Optional[StoredObject]:
-        """Leave nothing behind. Safe to call more than once. After a commit that was interrupted it tells what that
-        made all the same: the object, or None where there is none and none can come."""
+        """Leave nothing behind. Safe to call more than once. After a commit that was interrupted, or failed, it tells
+        what that made all the same: the object, whole, or None where there is none and none can come."""
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ from . import Store, StoredObject, Upload
 
 PIECE = 1 << 20  # bytes read at a time
 _TEMPORARY = ".pgstream-partial"  # suffix; the name also starts with a dot, so that no listing shows it
-_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9]+\.[0-9a-f]{8}" + re.escape(_TEMPORARY))
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}" + re.escape(_TEMPORARY))
 
 
 class LocalStore(Store):
@@ -85,9 +85,7 @@ class LocalStore(Store):
 
     def delete(self, key: str, version_id: str = "") -> None:
         try:
-            os.unlink(self._path(key))
-        except FileNotFoundError:
-            pass
+            _unlink(self._path(key))
         except OSError as error:
             raise _translate(error) from error
 
@@ -134,9 +132,11 @@ class _LocalUpload(Upload):
         self._path = path
         self._overwrite = overwrite
         directory, name = os.path.split(path)
-        self._temporary = os.path.join(directory, ".%s.%d.%s%s" % (name, os.getpid(), os.urandom(4).hex(), _TEMPORARY))
+        self._temporary = os.path.join(directory, ".%s.%s%s" % (name, os.urandom(4).hex(), _TEMPORARY))
         self._fd = _locked_file(self._temporary)
         self._size = 0
+        self._replaced = False
+        self._failed = False
         self._made: Optional[StoredObject] = None
 
     def write(self, pieces: Sequence[bytes]) -> None:
@@ -156,16 +156,14 @@ class _LocalUpload(Upload):
                 raise IntegrityError(
                     "%s has %d bytes, %d were written" % (self._path, os.fstat(self._fd).st_size, self._size)
                 )
+            self._replaced = self._overwrite and os.path.exists(self._path)
             if self._overwrite or not self._linked():
                 os.rename(self._temporary, self._path)
-            directory = os.open(os.path.dirname(self._path), os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            _sync_directory(self._path)
         except FileExistsError:
             raise StorageError("%s exists already" % self._path, hint="Another run wrote it meanwhile.") from None
         except OSError as error:
+            self._failed = True
             raise _translate(error) from error
         self._made = _stored(self._key, os.fstat(self._fd))
         self._close()
@@ -189,12 +187,25 @@ class _LocalUpload(Upload):
         if self._fd < 0:
             return self._made
         try:
-            os.unlink(self._temporary)
-        except FileNotFoundError:
-            pass
-        found = os.fstat(self._fd)
-        self._close()
-        return _stored(self._key, found) if found.st_nlink else None  # it has its own name already
+            _unlink(self._temporary)
+            if os.fstat(self._fd).st_nlink:  # it has its own name already
+                self._settle()
+            return _stored(self._key, os.fstat(self._fd)) if os.fstat(self._fd).st_nlink and not self._failed else None
+        except OSError as error:
+            raise _translate(error) from error
+        finally:
+            self._close()
+
+    def _settle(self) -> None:
+        """A commit that was interrupted is brought to its end. One that failed is taken back, unless another object was
+        replaced: then this one is better than none."""
+        if not self._failed:
+            try:
+                _sync_directory(self._path)
+            except OSError:
+                self._failed = True
+        if self._failed and not self._replaced:
+            _unlink(self._path)
 
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
@@ -203,6 +214,22 @@ class _LocalUpload(Upload):
 
 def _stored(key: str, found: os.stat_result) -> StoredObject:
     return StoredObject(key, found.st_size, rfc3339(datetime.fromtimestamp(int(found.st_mtime), timezone.utc)))
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _sync_directory(path: str) -> None:
+    """Of that file: its name is on disk after this."""
+    directory = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _locked_file(path: str) -> int:

@@ -47,6 +47,7 @@ class RcloneUpload(Upload):
         self._size = 0
         self._renaming = False
         self._done = False
+        self._made: Optional[StoredObject] = None
         # Says at once whether this can be written: rcat itself would find out with the first part of the stream.
         try:
             self._start()
@@ -108,8 +109,9 @@ class RcloneUpload(Upload):
         fault = self._fault(self._key, found, self._copies)
         if fault:
             raise IntegrityError("%s %s" % (self._key, fault), hint=self._remove_spoilt())
+        self._made = stored_object(self._key, found)
         self._done = True
-        return stored_object(self._key, found)
+        return self._made
 
     def _fault(self, key: str, found: Optional[Dict[str, Any]], summed: bool) -> str:
         if found is None or found["Size"] != self._size:
@@ -181,20 +183,33 @@ class RcloneUpload(Upload):
         except StorageError:
             pass  # what was wrong before says why
 
-    def abort(self) -> None:
+    def abort(self) -> Optional[StoredObject]:
         if self._done:
-            return
+            return self._made
         self._done = True
         if self._process is not None:  # before its input is closed
             self._process.terminate(_GRACE)
             self._process.status()
         try:
-            if self._renaming and self._overwrite and self._client.stat(self._key) is None:
-                raise StorageError("the object that was to be replaced is gone, and %s is whole" % self._partial,
-                                   hint="Rename it: rclone moveto")  # fmt: skip
-            self._client.remove(self._partial)
+            if self._renaming:
+                self._settle()
+            if self._made is None:
+                self._client.remove(self._partial)
         except StorageError as error:
             raise StorageError(
                 "%s is left at %s: %s" % (self._partial, self._client.storage.root, error.message),
                 hint=error.hint or "A backup under the same prefix removes it when it is a day old.",
             ) from error.__cause__
+        return self._made
+
+    def _settle(self) -> None:
+        """What a renaming that was interrupted, or failed, made all the same."""
+        found = self._client.stat(self._key)
+        left = self._client.stat(self._partial)
+        if found is None and self._overwrite:
+            raise StorageError("the object that was to be replaced is gone, and %s is whole" % self._partial,
+                               hint="Rename it: rclone moveto")  # fmt: skip
+        if found and (left is None or self._is_ours(self._key, False)):
+            if not self._fault(self._key, found, self._copies):
+                self._remove_copied(left)
+                self._made = stored_object(self._key, found)
