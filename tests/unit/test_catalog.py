@@ -50,7 +50,7 @@ def put(store: Store, *keys: str) -> None:
 @given(NAMES, st.sampled_from(COMPRESSIONS), st.sampled_from(["", "p", "a/b", "/a/"]))
 def test_any_database_name_comes_back_from_its_key(database: str, compression: str, prefix: str) -> None:
     key = catalog.new_key(Storage(prefix=prefix), database, MOMENT, compression)
-    assert catalog.parse_key(key) == (database, "2026-01-31T02:00:00Z")
+    assert catalog.parse_key(key) == (database, "2026-01-31T02:00:00Z", "")
     assert catalog.compression_of(key) == compression
     name = key[len(prefix.strip("/")) + 1 :] if prefix else key
     assert "/" not in name and not name.startswith(".") and name.isascii() and name.isprintable()
@@ -89,7 +89,7 @@ def test_the_template() -> None:
     "shop_2026-02-31T02:00:00Z.sql.gz", "shop_9999-99-99T99:99:99Z.sql.gz", "shop_2026-01-31T02:00:00Z.sql.gz.gpg",
 ])  # fmt: skip
 def test_keys_that_say_nothing(key: str) -> None:
-    assert catalog.parse_key(key) == ("", "")
+    assert catalog.parse_key(key) == ("", "", "")
 
 
 @pytest.mark.parametrize("prefix,key,whole", [

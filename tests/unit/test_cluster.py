@@ -239,7 +239,7 @@ def test_the_key_of_globals(tmp_path: Path, compression: str, ending: str) -> No
     key = catalog.new_globals_key(storage, NOW, compression)
     assert key == "host1/globals_2026-01-31T02:00:00Z.cluster" + ending
     assert catalog.is_globals(key) and catalog.is_templated(storage, key)
-    assert catalog.parse_key(key) == ("", "2026-01-31T02:00:00Z") and catalog.compression_of(key) == compression
+    assert catalog.parse_key(key) == ("", "2026-01-31T02:00:00Z", "") and catalog.compression_of(key) == compression
     assert catalog.is_globals(key + ".age")
 
 
