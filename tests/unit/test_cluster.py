@@ -71,6 +71,8 @@ def test_choosing(wanted: List[str], excluded: List[str], found: List[str]) -> N
 
 def test_a_pattern_without_a_match_is_told() -> None:
     assert choose(THERE, ["x*", "crm"]) == (["crm"], ["x*"])
+    assert choose(THERE, ["all"], ["test_*", "tset_*"]) == (THERE[:-2], ["tset_*"])
+    assert choose(THERE, ["shop"], ["crm"]) == (["shop"], ["crm"])
 
 
 @given(NAMES, NAMES)
