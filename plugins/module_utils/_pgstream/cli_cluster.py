@@ -86,8 +86,10 @@ class _Each:
     def __call__(self, database: str, work: Callable[[], BackupResult]) -> BackupResult:
         log = self._log
         log.operation, log.database = ("backup", database) if database else ("globals", "")
-        record = Recorder(self._directory, self._operation if database else "globals", log)
-        tell = notify.for_each(self._environ, log, self._hide, self._dry_run)
+        operation = self._operation if database else "globals"
+        record = Recorder(self._directory, operation, log)
+        # A monitor waits for the database's backup, and a part is none.
+        tell = notify.for_each(self._environ, log, self._hide, self._dry_run or operation == PART)
         record.begin()
         tell.started()
         try:
