@@ -83,7 +83,9 @@ options:
     description:
       - Key of the object to write, with O(login_db). O(prefix) is put before it, unless it begins with that already.
       - When not given, the key is made of O(prefix), the name of the database, the time and the compression's ending,
-        for example C(prod/shop_2026-01-31T02:00:00Z.sql.gz).
+        for example C(prod/shop_2026-01-31T02:00:00Z.sql.gz). A filtered backup has C(.part-) and 8 hexadecimal digits
+        of its filters before the ending.
+      - A key of that form must say what is backed up, the same database and the same filters.
     type: str
   overwrite:
     description:
@@ -95,7 +97,10 @@ options:
     choices: [never, always]
   fresh_within:
     description:
-      - Make no backup if there is one of this database under O(prefix) that is younger than this.
+      - Make no backup if there is one of this database under O(prefix), with the same filters, that is younger than
+        this. One that is dated in the future does not count.
+      - With O(globals_passwords=true) a backup of globals must say that it has the hashes. An encrypted one that no
+        identity here opens cannot.
       - A number with a unit, such as V(30s), V(90m), V(6h) or V(2d). Without a unit it is seconds.
     type: str
   compression:
@@ -114,17 +119,21 @@ options:
       number of cores.
     type: int
   schemas:
-    description: Back up these schemas only. Patterns as C(pg_dump --schema) has them.
+    description:
+      - Back up these schemas only. Patterns as C(pg_dump --schema) has them, each of which must match something.
+      - A backup with this or one of the other filters is a filtered one, which is never taken for one of the whole
+        database; see O(backup_key). Those with the same filters are a series of their own.
     type: list
     elements: str
     default: []
   exclude_schemas:
-    description: Leave these schemas out. Patterns as C(pg_dump --exclude-schema) has them.
+    description: Leave these schemas out. Patterns as C(pg_dump --exclude-schema) has them. One that matches nothing is
+      a warning.
     type: list
     elements: str
     default: []
   tables:
-    description: Back up these tables only. Patterns as C(pg_dump --table) has them.
+    description: Back up these tables only. Patterns as C(pg_dump --table) has them, each of which must match something.
     type: list
     elements: str
     default: []

@@ -41,7 +41,8 @@ options:
     type: str
   backup_key:
     description:
-      - Key of a backup to describe, with or without O(prefix), or V(latest) for the newest one of O(login_db).
+      - Key of a backup to describe, with or without O(prefix), or V(latest) for the newest one of O(login_db),
+        a filtered one only where there is no other.
       - It must be one that this collection wrote. The others have no index.
     type: str
   details:
@@ -111,6 +112,16 @@ backups:
       description: Whether it is of roles and tablespaces of a server, from the key.
       type: bool
       sample: false
+    filtered:
+      description: Whether schemas or tables were chosen or left out, from the key, or where it is looked into from the
+        backup itself.
+      type: bool
+      sample: false
+    part:
+      description: Which part of the database it is of, from the key, as 8 hexadecimal digits that stand for the
+        filters. Empty for a whole one.
+      type: str
+      sample: ""
     time:
       description: When the backup was begun, from the key. RFC 3339, UTC. Empty if the key has no time.
       type: str
@@ -224,6 +235,10 @@ backup:
       description: Size of the blocks as they are stored, without the index.
       type: int
       sample: 412870122
+    passwords:
+      description: Of a backup of globals, whether the hashes of the roles' passwords are in it.
+      type: bool
+      sample: false
     rows:
       description: Number of rows in the backup.
       type: int
@@ -357,7 +372,7 @@ def work(module, log):
     if not key:
         return info_answer(backups)
     store = open_store(storage)
-    found = resolve(store, key, database)
+    found = resolve(store, key, database, log)
     return info_answer(backups, found.key, storage.url(found.key), describe(storage, found.key))
 
 

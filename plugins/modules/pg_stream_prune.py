@@ -15,6 +15,8 @@ description:
     keep, and says of each other one why it stays.
   - Never removed are the newest good backup, the last O(min_keep), backups of other databases or under other prefixes,
     objects of other names, objects that another tool wrote, and what the store protects by an object lock.
+  - Filtered backups are a series of their own for each set of filters, to which the policy applies by itself. So the
+    last backups with filters that are no more used stay until they are removed by hand.
   - Nothing is removed without a policy, when a backup claims to be made after now (a clock is wrong), when the listing
     is not complete, or when the newest good backup has no sound index.
   - In a bucket with versions the version that was listed is deleted for good, which takes the permission

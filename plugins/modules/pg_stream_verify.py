@@ -40,7 +40,8 @@ options:
   backup_key:
     description:
       - Key of the backup, with or without O(prefix), as RV(pgstream.backup.pg_stream_backup#module:key) has it.
-      - V(latest) is the newest backup of O(source_db) under O(prefix).
+      - V(latest) is the newest backup of O(source_db) under O(prefix). A filtered one only where there is none of
+        the whole database, with a warning.
     type: str
     required: true
   latest_before:

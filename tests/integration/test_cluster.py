@@ -264,6 +264,11 @@ def test_pings_once_for_all_or_once_for_each(site: Any, store: Path, command: Ru
     with Receiver() as receiver:
         command(site, *flags, BACKUP_PING_URL=receiver.url + "/{database}")
         assert receiver.paths() == ["/50%25", "/%s/fail" % broken, "/globals"]
+    with Receiver() as receiver:  # a part is not the backup that a monitor waits for
+        url = receiver.url + "/{database}"
+        assert command(site, *flags[:3], "--globals", "--table", "t", BACKUP_PING_URL=url).code == 0
+        assert command(site, "backup", "--table", "t", POSTGRES_DB="50%", BACKUP_PING_URL=url).code == 0
+        assert receiver.paths() == ["/globals"]
     with Receiver() as receiver:
         command(site, "backup", "--databases", "50%", "--globals", BACKUP_PING_URL=receiver.url + "/ping")
         assert receiver.paths() == ["/ping"]

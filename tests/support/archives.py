@@ -239,7 +239,7 @@ def restored(data: bytes, key: str, **options: Any) -> Outcome:
     request = RestoreRequest(Server(), store.storage, key, "d", jobs=1, analyze=False, correlation_id="c", **options)
     error: Optional[BaseException] = None
     try:
-        item, index = restore_plan._resolve(store, request)
+        item, index = restore_plan._resolve(store, request, Log())
         clients = Clients("/nowhere", 15, 0, Server())  # too old for \restrict, whose token is random
         choice = None if index is None else selection.choose(store, item.key, index, request, clients, children)
         planned = restore_plan.Plan(request, store, item, index, choice, Target("d", True), "in_place", clients, 15)

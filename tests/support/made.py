@@ -11,9 +11,10 @@ from typing import Any, List
 
 from _pgstream import archive, catalog
 from _pgstream.events import rfc3339
-from _pgstream.model import FORMAT_VERSION, DatabaseInfo, Index, Table
+from _pgstream.model import FORMAT_VERSION, DatabaseInfo, Filters, Index, Table
 from _pgstream.store import Store
 
+EVERYTHING = Filters()
 FOREIGN = b"-- PostgreSQL database dump\n"  # what another tool might have stored
 
 
@@ -24,6 +25,8 @@ def backup_bytes(
     rows: int = 3,
     seconds: int = 90,
     tables: int = 1,
+    filters: Filters = EVERYTHING,
+    passwords: bool = False,
 ) -> bytes:
     """A backup begun at `moment` that took so many seconds; each of its tables has so many rows."""
     pieces: List[bytes] = []
@@ -43,7 +46,7 @@ def backup_bytes(
         snapshot_at=rfc3339(moment), started_at=rfc3339(moment), finished_at=ended,
         raw_bytes=writer.raw_bytes, stored_bytes=writer.offset, rows=rows * tables,
         tables=tuple(Table(n, 16384 + n, "public", "t%d" % n, rows) for n in range(tables)),
-        blocks=tuple(writer.blocks),
+        blocks=tuple(writer.blocks), filtered=filters != EVERYTHING, passwords=passwords,
     )  # fmt: skip
     writer.finish(index)
     return b"".join(pieces)
@@ -59,6 +62,6 @@ def put(store: Store, key: str, data: bytes) -> str:
 def put_backup(store: Store, moment: datetime, database: str = "shop", **how: Any) -> str:
     """A backup under the template's key; the key."""
     compression = how.get("compression", "gzip")
-    return put(
-        store, catalog.new_key(store.storage, database, moment, compression), backup_bytes(moment, database, **how)
-    )
+    part = catalog.part_of(how.get("filters", EVERYTHING))
+    key = catalog.new_key(store.storage, database, moment, compression, part)
+    return put(store, key, backup_bytes(moment, database, **how))

@@ -13,10 +13,12 @@ from typing import List
 import pytest
 from _pgstream import catalog
 from _pgstream.errors import IntegrityError, NotFoundError, StorageError, UsageError
-from _pgstream.model import COMPRESSIONS, EXTENSIONS, Storage
+from _pgstream.model import COMPRESSIONS, EXTENSIONS, Filters, Storage
 from _pgstream.store import Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.support.runs import KeptLog
 
 MANY = settings(max_examples=400, deadline=None)
 MOMENT = datetime(2026, 1, 31, 2, 0, 0, tzinfo=timezone.utc)
@@ -50,7 +52,7 @@ def put(store: Store, *keys: str) -> None:
 @given(NAMES, st.sampled_from(COMPRESSIONS), st.sampled_from(["", "p", "a/b", "/a/"]))
 def test_any_database_name_comes_back_from_its_key(database: str, compression: str, prefix: str) -> None:
     key = catalog.new_key(Storage(prefix=prefix), database, MOMENT, compression)
-    assert catalog.parse_key(key) == (database, "2026-01-31T02:00:00Z")
+    assert catalog.parse_key(key) == (database, "2026-01-31T02:00:00Z", "")
     assert catalog.compression_of(key) == compression
     name = key[len(prefix.strip("/")) + 1 :] if prefix else key
     assert "/" not in name and not name.startswith(".") and name.isascii() and name.isprintable()
@@ -75,6 +77,48 @@ def test_any_database_s_backup_is_found_again(store: Store, database: str) -> No
     assert [info.key for info in catalog.candidates(store, database)] == [key]
 
 
+@MANY
+@given(NAMES, st.lists(st.text(max_size=5), min_size=1, max_size=3), st.sampled_from(["gzip", "none"]))
+def test_a_part_s_key_says_so_whatever_its_patterns(database: str, patterns: List[str], compression: str) -> None:
+    part = catalog.part_of(Filters(tables=tuple(patterns)))
+    key = catalog.new_key(Storage(prefix="p"), database, MOMENT, compression, part)
+    assert catalog.parse_key(key) == (database, "2026-01-31T02:00:00Z", part) and len(part) == 8
+    assert catalog.is_templated(Storage(prefix="p"), key) and not catalog.is_globals(key)
+    assert catalog.compression_of(key) == compression
+    whole = catalog.new_key(Storage(prefix="p"), database, MOMENT, compression)
+    assert whole != key and catalog.parse_key(whole).part == ""
+
+
+def test_filters_that_mean_the_same_are_one_part() -> None:
+    assert catalog.part_of(Filters()) == ""
+    one = catalog.part_of(Filters(tables=("a", "b"), exclude_schemas=("c",)))
+    assert one == catalog.part_of(Filters(exclude_schemas=("c",), tables=("b", "a", "b"))) == "9768ec40"
+    others = [Filters(tables=("a",)), Filters(exclude_tables=("a",)), Filters(schemas=("a",)), Filters(tables=("a,b",))]
+    assert len({one, *map(catalog.part_of, others), catalog.part_of(Filters(tables=("a", "b")))}) == 6
+    assert at(0, "shop").replace("Z.sql", "Z.part-%s.sql" % one) == catalog.new_key(
+        Storage(), "shop", MOMENT, "gzip", one
+    )
+
+
+@pytest.mark.parametrize("part", ["", "0123456", "012345678", "0123456G", "ABCDEF01"])
+def test_what_is_no_part(part: str) -> None:
+    assert catalog.parse_key("shop_2026-01-31T02:00:00Z.part-%s.sql.gz" % part) == ("", "", "")
+
+
+def test_a_key_that_is_another_backup_s_is_refused() -> None:
+    part, other = catalog.part_of(Filters(tables=("t",))), catalog.part_of(Filters(tables=("u",)))
+    free = ["mine.sql.gz", "before-upgrade.sql.gz", "deep/shop.sql.gz"]
+    whole, filtered = at(0, prefix="p"), catalog.new_key(Storage(), "shop", MOMENT, "gzip", part)
+    for key in [*free, whole]:
+        catalog.check_key(key, "shop", "")
+    for key in [*free, filtered]:
+        catalog.check_key(key, "shop", part)
+    taken = catalog.new_globals_key(Storage(), MOMENT, "gzip")
+    for key, mine in ((at(0, "crm"), ""), (taken, ""), (whole, part), (filtered, ""), (filtered, other)):
+        with pytest.raises(UsageError, match="is that of a backup of"):
+            catalog.check_key(key, "shop", mine)
+
+
 def test_the_template() -> None:
     assert at(0, prefix="p") == "p/shop_2026-01-31T02:00:00Z.sql.gz"
     assert at(0, "a b", "zstd") == "a b_2026-01-31T02:00:00Z.sql.zst"
@@ -89,7 +133,7 @@ def test_the_template() -> None:
     "shop_2026-02-31T02:00:00Z.sql.gz", "shop_9999-99-99T99:99:99Z.sql.gz", "shop_2026-01-31T02:00:00Z.sql.gz.gpg",
 ])  # fmt: skip
 def test_keys_that_say_nothing(key: str) -> None:
-    assert catalog.parse_key(key) == ("", "")
+    assert catalog.parse_key(key) == ("", "", "")
 
 
 @pytest.mark.parametrize("prefix,key,whole", [
@@ -152,6 +196,26 @@ def test_latest(store: Store) -> None:
         catalog.latest(store, "shop", "2026-01-31T02:00:00Z")
     with pytest.raises(NotFoundError, match="no backup of database none in file://"):
         catalog.latest(store, "none")
+
+
+def test_latest_is_of_the_whole_and_not_of_the_future(store: Store) -> None:
+    def part(hours: int) -> str:
+        return catalog.new_key(store.storage, "shop", MOMENT + timedelta(hours=hours), "gzip", "01234567")
+
+    log = KeptLog()
+
+    def found() -> str:
+        return catalog.resolve(store, "latest", "shop", log).key
+
+    whole, future = at(0, prefix="nightly"), at(24 * 365 * 1000, prefix="nightly")
+    put(store, part(-1), part(1))
+    assert found() == part(1) and log.events() == ["filtered_backup"]
+    assert catalog.latest(store, "shop", "2026-01-31T03:00:00Z").key == part(-1)
+    put(store, future)
+    assert found() == future
+    put(store, whole)
+    assert found() == whole and log.events() == ["filtered_backup"]
+    assert catalog.resolve(store, part(1), "shop", log).key == part(1) and log.events() == ["filtered_backup"]
 
 
 def test_latest_across_codecs(store: Store) -> None:

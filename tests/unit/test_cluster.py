@@ -71,6 +71,8 @@ def test_choosing(wanted: List[str], excluded: List[str], found: List[str]) -> N
 
 def test_a_pattern_without_a_match_is_told() -> None:
     assert choose(THERE, ["x*", "crm"]) == (["crm"], ["x*"])
+    assert choose(THERE, ["all"], ["test_*", "tset_*"]) == (THERE[:-2], ["tset_*"])
+    assert choose(THERE, ["shop"], ["crm"]) == (["shop"], ["crm"])
 
 
 @given(NAMES, NAMES)
@@ -239,7 +241,7 @@ def test_the_key_of_globals(tmp_path: Path, compression: str, ending: str) -> No
     key = catalog.new_globals_key(storage, NOW, compression)
     assert key == "host1/globals_2026-01-31T02:00:00Z.cluster" + ending
     assert catalog.is_globals(key) and catalog.is_templated(storage, key)
-    assert catalog.parse_key(key) == ("", "2026-01-31T02:00:00Z") and catalog.compression_of(key) == compression
+    assert catalog.parse_key(key) == ("", "2026-01-31T02:00:00Z", "") and catalog.compression_of(key) == compression
     assert catalog.is_globals(key + ".age")
 
 

@@ -75,7 +75,7 @@ def pruned(storage: Storage, policy: Retention) -> List[str]:
 def test_names(storage: Storage, compression: str, extension: str) -> None:
     key = catalog.new_key(storage, "sh/op", NIGHT, compression)
     assert key == "host1/sh%2Fop_2026-01-31T02:00:00Z" + extension + ".age"
-    assert catalog.parse_key(key) == ("sh/op", "2026-01-31T02:00:00Z")
+    assert catalog.parse_key(key) == ("sh/op", "2026-01-31T02:00:00Z", "")
     assert catalog.compression_of(key) == compression and catalog.is_templated(storage, key)
     assert catalog.compression_of("a.age") == catalog.compression_of("a.sql.gz.age.age") == ""
 

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -673,3 +674,16 @@ def test_an_observer_without_anything_is_quiet() -> None:
     facts = observer.Observer("", None, 0, health.Policy()).facts()
     assert (facts.view, facts.listing, facts.health, facts.has_ledger) == (None, None, None, False)
     assert View().groups() == {}
+
+
+def test_the_newest_in_the_store_is_the_one_that_latest_means(tmp_path: Path) -> None:
+    def store(*keys: str) -> float:
+        for key in keys:
+            (tmp_path / key).write_bytes(b"x")
+        return bucket_watch.count(Storage(kind="local", directory=str(tmp_path)))["shop"].newest
+
+    part = store("shop_2026-01-31T03:00:00Z.part-01234567.sql.gz")
+    assert part == datetime(2026, 1, 31, 3, tzinfo=timezone.utc).timestamp()
+    assert store("shop_2999-01-31T02:00:00Z.sql.gz") > part
+    assert store("shop_2026-01-31T02:00:00Z.sql.gz") == part - 3600
+    assert bucket_watch.count(Storage(kind="local", directory=str(tmp_path)))["shop"].objects == 3

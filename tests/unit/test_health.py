@@ -71,6 +71,18 @@ def test_one_that_found_another_at_work_is_no_news() -> None:
     assert not look(run(started=NOW - DAY), busy).ok
 
 
+def test_a_filtered_backup_is_no_backup_of_the_database() -> None:
+    assert not look(run(started=NOW + 5, operation="backup_part")).ok
+    assert look(run(started=NOW + 5), run(FAILURE, started=NOW + 900, operation="backup_part")).ok
+
+
+def test_a_run_of_the_future_is_not_in_time() -> None:
+    assert look(run(started=NOW + 2 * HOUR + 200)).ok  # clocks differ a little
+    assert not look(run(started=NOW + 365 * DAY)).ok
+    wanted, facts = Policy(max_age=86400, databases=("shop",)), {"schedule": ("none", NOW - 30 * DAY)}
+    assert not look(run(started=NOW + 365 * DAY), wanted=wanted, facts=facts).ok
+
+
 def test_a_run_of_another_kind_is_no_news() -> None:
     assert look(run(started=NOW + 5), run(FAILURE, started=NOW + 900, operation="restore")).ok
     assert not look(run(started=NOW + 5, operation="restore")).ok

@@ -466,6 +466,12 @@ def test_what_is_wrong_before_it_starts_is_a_failed_run(command: Command, argv: 
     assert done.message
 
 
+@pytest.mark.parametrize("argv", [["--table", "t"], ["--exclude-table-data=t"], ["--schema", "s", "--no-such"]])
+def test_a_filtered_backup_is_noted_as_one(command: Command, argv: List[str]) -> None:
+    command("backup", *argv)
+    assert [run.operation for run in command.runs] == ["backup_part"]
+
+
 @pytest.mark.parametrize(
     "argv", [["backup", "--dry-run"], ["restore", "k", "--dry-run"], ["prune", "--dry-run"], ["list"], ["fly"], []]
 )

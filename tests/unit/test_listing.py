@@ -19,6 +19,7 @@ from _pgstream.ledger import FAILURE
 from _pgstream.model import (
     COMPRESSIONS,
     BackupInfo,
+    Filters,
     KeptBackup,
     PruneResult,
     RemovedBackup,
@@ -126,6 +127,20 @@ def test_thousands_cost_no_more_requests_than_a_few(store: Store, reads: Dict[st
         (Path(store.storage.directory) / catalog.new_key(store.storage, "shop", moment, "gzip")).write_bytes(FOREIGN)
     assert len(found(store)) == 1000
     assert len(reads) == 100 and set(reads.values()) == {1}
+
+
+def test_a_filtered_one_is_told_by_its_key_or_its_index(store: Store) -> None:
+    filters = Filters(tables=("t",))
+    part, whole = put_backup(store, NIGHT, filters=filters), put_backup(store, NIGHT - DAY)
+    named = put(store, "host1/mine.sql.gz", backup_bytes(NIGHT, filters=filters))
+    seen = found(store, "", 3)
+    assert [seen[key].filtered for key in (part, whole, named)] == [True, False, True]
+    assert [seen[key].part for key in (part, whole, named)] == [catalog.part_of(filters), "", ""]
+    assert [found(store, "", 0)[key].filtered for key in (part, whole, named)] == [True, False, False]
+    shown = tables.backup_table(list(seen.values()))
+    assert shown.count("(filtered)") == 2 and part + "  (filtered)" in shown
+    judged = {one.key: one.why for one in listing.list_backups(store.storage, policy=Retention(keep_last=1))}
+    assert judged == {part: ("last 1",), whole: ("last 1",), named: None}
 
 
 # --- the ledger

@@ -17,7 +17,7 @@ import pytest
 from _pgstream import catalog, prune, retention
 from _pgstream.errors import BackupError, IntegrityError, LockedError, StorageError
 from _pgstream.ledger import FAILURE, RUNNING, Ledger, LedgerError
-from _pgstream.model import PruneRequest, PruneResult, Retention, Storage
+from _pgstream.model import Filters, PruneRequest, PruneResult, Retention, Storage
 from _pgstream.store import FAILED, LOCKED, Deletion, Store, StoredObject, local, open_store
 
 from tests.support.ledger_runs import run
@@ -134,6 +134,20 @@ def test_all_codecs_are_one_database_s(store: Store) -> None:
     assert [one.key for one in pruned(store, Retention(keep_last=1)).removed] == [made[2], made[1]]
 
 
+def test_each_part_is_a_series_of_its_own(store: Store) -> None:
+    """A filtered backup takes no whole one's place, nor another part's; and goes by the same policy."""
+    one, other = Filters(tables=("a",)), Filters(exclude_tables=("a",))
+    whole = nights(store, 3, newest=NIGHT - 10 * DAY)
+    parts = [put_backup(store, NIGHT - n * DAY, filters=one) for n in range(3)]
+    alone = put_backup(store, NIGHT - 20 * DAY, filters=other)
+    result = pruned(store, Retention(keep_last=1, min_keep=2))
+    assert {item.key for item in result.removed} == {whole[2], parts[2]}
+    assert keys(store) == sorted([*whole[:2], *parts[:2], alone], reverse=True)
+    why = {item.key: item.why for item in result.kept}
+    assert why[whole[0]] == why[parts[0]] == why[alone] == ("last 1",)
+    assert [item.key for item in result.kept] == [*parts[:2], *whole[:2], alone]  # newest first
+
+
 # --- foreign objects
 
 
@@ -213,6 +227,17 @@ def damaged(data: bytes) -> bytes:
     """With a sound footer, and an index that is not what it says."""
     place = len(data) - 98 - 20
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "what", [{"database": "crm"}, {"database": ""}, {"filters": Filters(tables=("t",))}], ids=["crm", "globals", "part"]
+)
+def test_the_newest_must_be_what_its_key_says(store: Store, what: Any) -> None:
+    made = nights(store, 3, newest=NIGHT - DAY)
+    alien = put(store, catalog.new_key(store.storage, "shop", NIGHT, "gzip"), backup_bytes(NIGHT, **what))
+    with pytest.raises(IntegrityError, match="is not what its key says"):
+        pruned(store, Retention(keep_last=1))
+    assert keys(store) == sorted([*made, alien], reverse=True)
 
 
 def test_the_newest_must_have_a_sound_index(store: Store) -> None:

@@ -60,7 +60,7 @@ def _back_up(request: BackupRequest, log: Log) -> BackupResult:
     if existing is not None:
         log.info("unchanged", key=existing.key, reason=existing.message)
         return existing
-    (leader, clients), upload = _open_both(request, store, key)
+    (leader, clients), upload = _open_both(request, store, key, log)
     try:
         catalog.sweep(store, log)
         return _Run(request, log, start, key, leader, clients, upload).run()
@@ -73,7 +73,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     request, start, store, key, existing = _prepare(request, log)
     if existing is not None:
         return existing
-    (leader, clients), upload = _open_both(request, store, key)
+    (leader, clients), upload = _open_both(request, store, key, log)
     commit.abort(upload, log)
     with leader, stage("validation"):
         _locked, facts = _lock_and_measure(leader, request)
@@ -111,13 +111,14 @@ def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime,
 
 
 def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
+    part = catalog.part_of(request.filters)
     if not request.key:
         store = open_store(request.storage)
         with stage("validation"):
             return store, commit.free_key(
                 store,
                 start,
-                lambda moment: catalog.new_key(request.storage, request.database, moment, request.compression),
+                lambda moment: catalog.new_key(request.storage, request.database, moment, request.compression, part),
             )
     named = catalog.compression_of(request.key)
     if named and named != request.compression:
@@ -126,6 +127,7 @@ def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
             hint="Leave one of the two out, or make them agree.",
         )
     cipher.check_name(request.storage, request.key)
+    catalog.check_key(request.key, request.database, part)
     return open_store(request.storage), catalog.whole_key(request.storage, request.key)
 
 
@@ -137,7 +139,8 @@ def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -
             if item is not None:
                 return unchanged(request, store, item, "exists already")
         if request.fresh_within:
-            found = catalog.candidates(store, request.database, direct=True)
+            part = catalog.part_of(request.filters)
+            found = [one for one in catalog.candidates(store, request.database, direct=True) if one.part == part]
             item = commit.fresh(store, found, start, request.fresh_within)
             if item is not None:
                 return unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
@@ -185,23 +188,41 @@ def summary(index: Index) -> Dict[str, object]:
     }
 
 
-def _open_both(request: BackupRequest, store: Store, key: str) -> Tuple[Tuple[Leader, Clients], Upload]:
+def _open_both(request: BackupRequest, store: Store, key: str, log: Log) -> Tuple[Tuple[Leader, Clients], Upload]:
     """The server's side and the store's, ready to run; every fault of either is named."""
     metadata = {"pgstream-run": request.correlation_id}
     with stage("validation"):
-        both = all_faults(lambda: _open(request), lambda: store.begin(key, request.overwrite == "always", metadata))
+        both = all_faults(
+            lambda: _open(request, log), lambda: store.begin(key, request.overwrite == "always", metadata)
+        )
         return both[0], both[1]
 
 
-def _open(request: BackupRequest) -> Tuple[Leader, Clients]:
+def _open(request: BackupRequest, log: Log) -> Tuple[Leader, Clients]:
     leader = Leader(request.server, request.database)
     try:
         clients = find_clients(request.server, leader.major)
+        _check_patterns(leader, request, log)
         leader.take_run_lock(request.database)
         return leader, clients
     except BaseException:
         leader.close()
         raise
+
+
+def _check_patterns(leader: Leader, request: BackupRequest, log: Log) -> None:
+    """UsageError for what is to be taken and is not there, which pg_dump would leave out without a word; a warning for
+    what is to be left out and is not there."""
+    filters = request.filters
+    missing = postgres.unmatched(leader, filters.schemas, schemas=True) + postgres.unmatched(leader, filters.tables)
+    if missing:
+        raise UsageError(
+            "nothing in database %s matches %s" % (request.database, ", ".join(missing)),
+            hint="Each pattern of what to take must match. Letters fold to lower case outside of double quotes.",
+        )
+    idle = postgres.unmatched(leader, filters.exclude_schemas, schemas=True)
+    for pattern in idle + postgres.unmatched(leader, filters.exclude_tables + filters.exclude_table_data):
+        log.warning("pattern_matches_nothing", pattern=pattern)
 
 
 def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[List[TableName], List[TableFacts]]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional, Tuple
 
 from . import catalog
 from .errors import BackupError
+from .events import utc_now
 from .model import Storage
 from .store import open_store
 
@@ -27,7 +27,7 @@ STUCK = 60.0  # seconds after which an unanswered listing counts as a store that
 
 @dataclass
 class Usage:
-    """Of one database; `newest`: when its newest backup was begun, by its key, in seconds since 1970, or 0."""
+    """Of one database; `newest`: when the backup that is its `latest` was begun, by its key, in seconds since 1970."""
 
     objects: int = 0
     bytes: int = 0
@@ -93,18 +93,17 @@ class BucketWatch:
 def count(storage: Storage) -> Dict[str, Usage]:
     """List everything below the prefix. Raises StorageError."""
     found: Dict[str, Usage] = {}
+    newest: Dict[str, Tuple[bool, bool, float]] = {}  # as `catalog.latest` orders them, less what is not right here
+    now = utc_now()
     prefix = storage.prefix.strip("/")
     for item in open_store(storage).list(prefix + "/" if prefix else ""):
-        database, begun = catalog.parse_key(item.key)
-        usage = found.setdefault(database, Usage())
+        named = catalog.parse_key(item.key)
+        usage = found.setdefault(named.database, Usage())
         usage.objects += 1
         usage.bytes += item.size
-        usage.newest = max(usage.newest, _seconds(begun) if database else 0.0)
+        if named.database:
+            begun = catalog.parse_time(named.time).timestamp()
+            standing = (not named.part, not catalog.is_future(named.time, now), begun)
+            newest[named.database] = max(newest.get(named.database, standing), standing)
+            usage.newest = newest[named.database][-1]
     return found
-
-
-def _seconds(text: str) -> float:
-    try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
-    except ValueError:  # the right form, but no such day
-        return 0.0

@@ -7,32 +7,54 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from datetime import datetime, timezone
-from typing import List, Optional, Tuple
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from typing import List, NamedTuple, Optional
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote
 
 from . import archive
 from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
-from .events import Log
-from .model import ENCRYPTED, EXTENSIONS, BackupInfo, Index, Storage
+from .events import Log, utc_now
+from .model import ENCRYPTED, EXTENSIONS, BackupInfo, Filters, Index, Storage
 from .store import Store, StoredObject, open_store
 
 _MOMENT, _ENDING = r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", r"\.sql(\.gz|\.zst)?(\.age)?"
-_KEY = re.compile(r"(?P<database>.+)_" + _MOMENT + _ENDING, re.ASCII)
-#: Of the server's globals. No database has such a key: in `new_key` the ending follows the time at once.
+_PART_LENGTH = 8  # hexadecimal digits
+_KEY = re.compile(r"(?P<database>.+)_" + _MOMENT + r"(\.part-(?P<part>[0-9a-f]{8}))?" + _ENDING, re.ASCII)
+#: Of the server's globals. No database has such a key: in `new_key` the ending or a part follows the time at once.
 _GLOBALS_KEY = re.compile(r"globals_" + _MOMENT + r"\.cluster" + _ENDING, re.ASCII)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+CLOCK_TOLERANCE = timedelta(minutes=5)  # the backup's host and this one need not agree to the second
 
 
-def new_key(storage: Storage, database: str, moment: datetime, compression: str) -> str:
-    """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`, and `.age` behind it for a backup that is encrypted; odd
-    characters of the name are percent-encoded."""
+class Named(NamedTuple):
+    """What a templated key says: no database for one of globals, no part for a whole one. Of another key nothing."""
+
+    database: str = ""
+    time: str = ""  # RFC 3339, UTC
+    part: str = ""  # see `part_of`
+
+
+def part_of(filters: Filters) -> str:
+    """Which part of a database these filters take, as 8 hexadecimal digits; empty for all of it. The order of the
+    patterns is no matter."""
+    given = {name: sorted(set(patterns)) for name, patterns in asdict(filters).items() if patterns}
+    text = json.dumps(given, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:_PART_LENGTH] if given else ""
+
+
+def new_key(storage: Storage, database: str, moment: datetime, compression: str, part: str = "") -> str:
+    """`<prefix/><database>_2026-01-31T02:00:00Z.sql.gz`, `.part-<part>` before its ending for a filtered backup, and
+    `.age` behind it for one that is encrypted; odd characters of the name are percent-encoded."""
     name = percent_encode(database, safe=" !+,=@()[]~")
     if name.startswith("."):
         name = "%2E" + name[1:]  # a hidden file would be in no listing
-    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), _extension(storage, compression)))
+    extension = (".part-" + part if part else "") + _extension(storage, compression)
+    return whole_key(storage, "%s_%s%s" % (name, moment.strftime(_TIME), extension))
 
 
 def new_globals_key(storage: Storage, moment: datetime, compression: str) -> str:
@@ -61,28 +83,51 @@ def compression_of(key: str) -> str:
     return ""
 
 
-def parse_key(key: str) -> Tuple[str, str]:
-    """(database, time) of a templated key, without a database for one of globals; empty strings for another."""
+def parse_key(key: str) -> Named:
+    """What the key says of its object."""
     name = key.rsplit("/", 1)[-1]
     match = _GLOBALS_KEY.fullmatch(name) or _KEY.fullmatch(name)
     try:
         if match and datetime.strptime(match.group("time"), _TIME):
-            database = unquote(match.groupdict().get("database", ""))
-            return ("", "") if "\0" in database else (database, match.group("time"))
+            groups = match.groupdict("")
+            database = unquote(groups.get("database", ""))
+            return Named() if "\0" in database else Named(database, match.group("time"), groups.get("part", ""))
     except ValueError:  # the 31st of February, say: looks like a time and is none
         pass
-    return "", ""
+    return Named()
 
 
 def is_globals(key: str) -> bool:
     """Whether `new_globals_key` makes such keys."""
-    return parse_key(key)[0] == "" and bool(parse_key(key)[1])
+    named = parse_key(key)
+    return bool(named.time) and not named.database
+
+
+def check_key(key: str, database: str, part: str) -> None:
+    """UsageError for a key of our template that is another backup's: who lists it would take this one for that."""
+    named = parse_key(key)
+    if named.time and (named.database, named.part) != (database, part):
+        raise UsageError(
+            "the key %s is that of a backup of %s, and this is one of %s"
+            % (key, _called(named.database, named.part), _called(database, part)),
+            hint="Leave the key out, or choose one without a time of this form.",
+        )
+
+
+def _called(database: str, part: str) -> str:
+    what = "database " + database if database else "globals"
+    return "part %s of %s" % (part, what) if part else what
+
+
+def filtered_note(key: str) -> str:
+    """What a message says behind the name of a filtered backup; empty for a whole one."""
+    return " (a filtered backup, not the whole database)" if parse_key(key).part else ""
 
 
 def is_templated(storage: Storage, key: str) -> bool:
     """Whether `new_key` or `new_globals_key` makes such keys under this prefix."""
     name = key.rsplit("/", 1)[-1]
-    return bool(parse_key(name)[1]) and key == whole_key(storage, name)
+    return bool(parse_key(name).time) and key == whole_key(storage, name)
 
 
 def sweep(store: Store, log: Log) -> None:
@@ -103,6 +148,11 @@ def parse_time(text: str) -> datetime:
     except ValueError:
         raise UsageError("%r is not a time such as 2026-01-31T02:00:00Z" % text) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def is_future(time: str, now: datetime) -> bool:
+    """Whether a key's time is later than clocks that differ a little explain: one of them was wrong."""
+    return parse_time(time) > now + CLOCK_TOLERANCE
 
 
 def candidates(store: Store, database: str = "", direct: bool = False, only_globals: bool = False) -> List[BackupInfo]:
@@ -127,15 +177,17 @@ def is_direct(storage: Storage, info: BackupInfo) -> bool:
 
 
 def _info(storage: Storage, item: StoredObject) -> BackupInfo:
-    database, time = parse_key(item.key)
+    named = parse_key(item.key)
     return BackupInfo(
         key=item.key,
         url=storage.url(item.key),
         size=item.size,
         modified_at=item.modified_at,
-        database=database,
+        database=named.database,
         globals=is_globals(item.key),
-        time=time,
+        part=named.part,
+        filtered=bool(named.part),
+        time=named.time,
         compression=compression_of(item.key),
         encrypted=item.key.endswith(ENCRYPTED),
         etag=item.etag,
@@ -179,18 +231,28 @@ def _nearest(store: Store, key: str) -> str:
     return "There are %d others, such as %s." % (len(keys), ", ".join(near))
 
 
-def resolve(store: Store, key: str, database: str, before: str = "", of_globals: bool = False) -> StoredObject:
-    """The object that is asked for: by its key, or by `latest` the newest backup of a database or of the globals."""
-    return latest(store, database, before, of_globals) if key == "latest" else find(store, key)
+def resolve(
+    store: Store, key: str, database: str, log: Log, before: str = "", of_globals: bool = False
+) -> StoredObject:
+    """The object that is asked for: by its key, or by `latest` the newest backup of a database or of the globals. The
+    log warns where that is a filtered one."""
+    if key != "latest":
+        return find(store, key)
+    item = latest(store, database, before, of_globals)
+    if parse_key(item.key).part:
+        log.warning(
+            "filtered_backup", key=item.key, message="There is no backup of the whole database: this is a filtered one."
+        )
+    return item
 
 
 def latest(store: Store, database: str, before: str = "", of_globals: bool = False) -> StoredObject:
-    """The newest backup of a database or of the globals, by the time in its key, older than `before` when that is
-    given."""
-    moment = parse_time(before) if before else None
-    for info in candidates(store, "" if of_globals else database, direct=True, only_globals=of_globals):
-        if not info.time or (moment is not None and parse_time(info.time) >= moment):
-            continue
+    """The newest backup of a whole database or of the globals, by the time in its key, older than `before` when that is
+    given. A filtered one only where there is no whole one; one of the future only where there is no other."""
+    moment, now = parse_time(before) if before else None, utc_now()
+    found = candidates(store, "" if of_globals else database, direct=True, only_globals=of_globals)
+    found = [info for info in found if info.time and (moment is None or parse_time(info.time) < moment)]
+    for info in sorted(found, key=lambda one: (one.filtered, is_future(one.time, now))):  # newest first in each
         item = store.stat(info.key)
         if item is not None:
             return item
@@ -210,11 +272,29 @@ def read_index(store: Store, item: StoredObject) -> Optional[Index]:
     return archive.read_index(lambda offset, length: store.read(item.key, offset, length), size)
 
 
-def is_sound(store: Store, item: StoredObject) -> bool:
-    """Whether it is ours and its index agrees with it; IntegrityError for a damaged one. Where it is encrypted and no
-    identity here opens it, its header is all that can be looked at."""
+def is_sound(store: Store, item: StoredObject, passwords: bool = False) -> bool:
+    """Whether it is ours and its index agrees with it and with its key; IntegrityError where not. Where it is encrypted
+    and no identity here opens it, its header is all that can be looked at. `passwords`: whether it also says that
+    hashes of passwords are in it."""
     header = store.sealed(item.key, item.size)
-    return header.marked if header is not None else read_index(store, item) is not None
+    if header is not None:
+        return header.marked and not passwords
+    index = read_index(store, item)
+    if index is None:
+        return False
+    check_named(item.key, index)
+    return index.passwords or not passwords
+
+
+def check_named(key: str, index: Index) -> None:
+    """IntegrityError where a templated key says that the backup is of something else than its index does."""
+    named = parse_key(key)
+    if named.time and (named.database, bool(named.part)) != (index.database.name, index.filtered):
+        what = ("a part of " if index.filtered else "") + _called(index.database.name, "")
+        raise IntegrityError(
+            "%s is a backup of %s, which is not what its key says" % (key, what),
+            hint="It was stored under another's key: give it a name of its own.",
+        )
 
 
 def describe(storage: Storage, key: str) -> Index:

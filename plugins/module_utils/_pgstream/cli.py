@@ -29,7 +29,7 @@ from .events import new_correlation_id
 from .interrupts import Signals
 from .model import COMPRESSIONS, ENGINE_VERSION, LEVELS, Filters, RestoreRequest, Server, Storage, VerifyRequest
 from .progress import TerminalLog, is_terminal, printable
-from .recorder import Recorder, operation_of
+from .recorder import FILTERS, Recorder, operation_of
 
 Texts = Mapping[str, str]
 
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     _setting(backup, "BACKUP_FRESH_WITHIN", "do nothing if a backup is younger than this: 30s, 90m, 6h, 2d")
     _setting(backup, "BACKUP_TIMEOUT", "end the run after this: 90m, 6h")
     backup.add_argument("--overwrite", action="store_true", help="replace an object of the same key")
-    for name in ("schema", "exclude-schema", "table", "exclude-table", "exclude-table-data"):
+    for name in FILTERS:
         _pattern(backup, name, "a pattern as pg_dump knows it; may be repeated")
     cli_cluster.add_backup_flags(backup)
     backup.add_argument("--dry-run", action="store_true", help="check everything and predict, change nothing")

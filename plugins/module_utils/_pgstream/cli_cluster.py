@@ -15,7 +15,7 @@ from .cluster_model import ClusterRequest
 from .errors import BackupError, Interrupted, PartialError
 from .events import Log
 from .model import BackupResult, Filters
-from .recorder import Recorder
+from .recorder import PART, Recorder
 
 Texts = Mapping[str, str]
 Hide = Callable[[str], str]
@@ -59,7 +59,7 @@ def back_up(
     """The fields of the result line, and the failure, if some of the backups failed."""
     from . import cluster
 
-    each = _Each(environ, log, hide, options.dry_run)
+    each = _Each(environ, log, hide, options.dry_run, "backup" if filters == Filters() else PART)
     try:
         one, wanted = config_cluster.cluster_parts(
             environ, flags, filters, options.overwrite, log.correlation_id, options.globals_only
@@ -77,16 +77,19 @@ def back_up(
 class _Each:
     """Notes each backup in the ledger as a run of its own; tells of each where a monitor has a check for each."""
 
-    def __init__(self, environ: Texts, log: Log, hide: Hide, dry_run: bool) -> None:
+    def __init__(self, environ: Texts, log: Log, hide: Hide, dry_run: bool, operation: str) -> None:
+        """`operation`: as which the backup of a database is noted."""
         self._environ, self._log, self._hide = environ, log, hide
         self._directory = "" if dry_run else environ.get("BACKUP_STATE_DIR", "")
-        self._dry_run = dry_run
+        self._dry_run, self._operation = dry_run, operation
 
     def __call__(self, database: str, work: Callable[[], BackupResult]) -> BackupResult:
         log = self._log
         log.operation, log.database = ("backup", database) if database else ("globals", "")
-        record = Recorder(self._directory, log.operation, log)
-        tell = notify.for_each(self._environ, log, self._hide, self._dry_run)
+        operation = self._operation if database else "globals"
+        record = Recorder(self._directory, operation, log)
+        # A monitor waits for the database's backup, and a part is none.
+        tell = notify.for_each(self._environ, log, self._hide, self._dry_run or operation == PART)
         record.begin()
         tell.started()
         try:
@@ -107,6 +110,6 @@ class _Each:
 
     def not_begun(self, error: BackupError) -> None:
         """It is not even known which databases there are: a failure of none of them, which nobody would learn of."""
-        record = Recorder(self._directory, "backup", self._log)
+        record = Recorder(self._directory, self._operation, self._log)
         record.begin()
         record.fail(error.exit_code, error.stage, self._hide(error.sentence()))

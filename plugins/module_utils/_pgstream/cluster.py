@@ -69,7 +69,7 @@ def back_up_cluster(
         if name:
             return (backup.predict_backup if dry_run else backup.back_up)(replace(one, database=name), log)
         if dry_run:
-            return globals_backup.predict_globals(one, log)
+            return globals_backup.predict_globals(one, request.globals_passwords, log)
         return globals_backup.back_up_globals(one, request.globals_passwords, log)
 
     parts: List[Part] = []

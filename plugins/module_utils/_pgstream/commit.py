@@ -69,20 +69,25 @@ def free_key(store: Store, start: datetime, named: Callable[[datetime], str]) ->
     return key
 
 
-def fresh(store: Store, found: Iterable[BackupInfo], start: datetime, within: int) -> Optional[StoredObject]:
-    """The newest whole backup that is at most `within` seconds old; `found`: candidates, newest first."""
+def fresh(
+    store: Store, found: Iterable[BackupInfo], start: datetime, within: int, passwords: bool = False
+) -> Optional[StoredObject]:
+    """The newest sound backup that is at most `within` seconds old, and not of the future; `found`: candidates of one
+    series, newest first. `passwords`: one that says that hashes of passwords are in it."""
     for info in found:
         if not info.time or (start - catalog.parse_time(info.time)).total_seconds() > within:
             break
+        if catalog.is_future(info.time, start):
+            continue  # it would be fresh for as long as the clock was wrong
         item = store.stat(info.key)
-        if item is not None and _is_whole(store, item):
+        if item is not None and _is_sound(store, item, passwords):
             return item
     return None
 
 
-def _is_whole(store: Store, item: StoredObject) -> bool:
+def _is_sound(store: Store, item: StoredObject, passwords: bool) -> bool:
     """Whether it has an index that agrees with it: one that was damaged is no reason to go without another."""
     try:
-        return catalog.is_sound(store, item)
+        return catalog.is_sound(store, item, passwords)
     except IntegrityError:
         return False

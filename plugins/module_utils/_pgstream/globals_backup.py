@@ -44,7 +44,7 @@ def back_up_globals(request: BackupRequest, passwords: bool, log: Log) -> Backup
     only the server, the storage and what is not about tables counts. `passwords`: with the hashes of the roles'
     passwords, which only a superuser may read."""
     with limits.time_limit(request.timeout):
-        request, start, store, key, existing = _prepare(request, log)
+        request, start, store, key, existing = _prepare(request, passwords, log)
         if existing is not None:
             log.info("unchanged", key=existing.key, reason=existing.message)
             return existing
@@ -52,9 +52,9 @@ def back_up_globals(request: BackupRequest, passwords: bool, log: Log) -> Backup
         return _run(request, passwords, log, start, store, key, clients, version, upload)
 
 
-def predict_globals(request: BackupRequest, log: Log) -> BackupResult:
+def predict_globals(request: BackupRequest, passwords: bool, log: Log) -> BackupResult:
     """Check what `back_up_globals` would, and say what it would do. Changes nothing."""
-    request, start, store, key, existing = _prepare(request, log)
+    request, start, store, key, existing = _prepare(request, passwords, log)
     if existing is not None:
         return existing
     (clients, version), upload = _open_both(request, store, key)
@@ -73,8 +73,10 @@ def predict_globals(request: BackupRequest, log: Log) -> BackupResult:
     )
 
 
-def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
-    """As `backup._prepare` has it."""
+def _prepare(
+    request: BackupRequest, passwords: bool, log: Log
+) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
+    """As `backup._prepare` has it. A backup without the hashes of passwords is not fresh where they are asked for."""
     codec.check_level(request.compression, request.compression_level)
     request = replace(
         request,
@@ -92,7 +94,7 @@ def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime,
         )
         if request.fresh_within:
             found = catalog.candidates(store, direct=True, only_globals=True)
-            item = commit.fresh(store, found, start, request.fresh_within)
+            item = commit.fresh(store, found, start, request.fresh_within, passwords)
             if item is not None:
                 existing = unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
     return request, start, store, key, existing
@@ -157,6 +159,7 @@ def _run(
             rows=0,
             tables=(),
             blocks=tuple(archive.blocks),
+            passwords=passwords,
         )
         archive.finish(index)
         return index

@@ -107,7 +107,7 @@ def _plan(request: RestoreRequest, log: Log) -> _Plan:
     log.correlation_id, log.operation, log.database = request.correlation_id, "restore", ""
     with stage("validation"):
         store = open_store(request.storage)
-        (item, index), (version, existing) = all_faults(lambda: _find(store, request), lambda: _existing(request))
+        (item, index), (version, existing) = all_faults(lambda: _find(store, request, log), lambda: _existing(request))
         clients = find_clients(request.server, max(version // 10000, index.pg_dump_version), "server and backup")
     log.known["key"] = item.key
     with stage("reading the backup"):
@@ -119,10 +119,12 @@ def _plan(request: RestoreRequest, log: Log) -> _Plan:
         return _Plan(request, store, item, index, script_of(sql, existing), clients, start)
 
 
-def _find(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Index]:
-    item = catalog.resolve(store, request.key, "", request.latest_before, of_globals=True)
+def _find(store: Store, request: RestoreRequest, log: Log) -> Tuple[StoredObject, Index]:
+    item = catalog.resolve(store, request.key, "", log, request.latest_before, of_globals=True)
     with stage("reading the index"):
         index = catalog.read_index(store, item)
+        if index is not None and request.key == "latest":
+            catalog.check_named(item.key, index)
     if index is None or not index.is_globals:
         what = "database " + index.database.name if index else "what another tool dumped"
         raise UsageError("%s is a backup of %s, not of globals" % (store.storage.url(item.key), what))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import List, Mapping, Optional, Sequence, Tuple
 
-from . import config, config_cluster, schedule
+from . import catalog, config, config_cluster, schedule
 from .errors import BackupError, LockedError, UsageError
 from .ledger import FAILURE, RUNNING, SUCCESS, Ledger, Run, View
 from .patterns import choose
@@ -158,7 +158,9 @@ def _verdict(
     database: str, runs: Sequence[Run], wanted: Policy, due: Optional[float], since: float, now: float
 ) -> Verdict:
     name = database or "a database without a name"
+    horizon = now + catalog.CLOCK_TOLERANCE.total_seconds()  # what began later would count as in time for ever
     ended = [run for run in runs if run.status != RUNNING and run.exit_code != LockedError.exit_code]
+    ended = [run for run in ended if run.started <= horizon]
     success = next((run for run in ended if run.status == SUCCESS), None)
     running = next((run for run in runs if run.status == RUNNING), None)
     late = ""

@@ -26,7 +26,8 @@ from urllib.parse import quote
 from .errors import BackupError
 from .model import ENGINE_VERSION, LEVELS
 
-OPERATIONS = ("backup", "globals", "restore", "verify", "prune")  # globals: a backup of them, of no database
+#: globals: a backup of them, of no database; backup_part: a filtered one, which stands for no whole one.
+OPERATIONS = ("backup", "backup_part", "globals", "restore", "verify", "prune")
 SUCCESS, FAILURE, RUNNING = "success", "failure", "running"
 FILE = "ledger.sqlite"
 SCHEMA_VERSION = 2  # PRAGMA user_version; 1 had no level
@@ -89,7 +90,7 @@ class Run:
     @property
     def worked(self) -> bool:
         """It succeeded, and not because there was nothing to do: its sizes and seconds mean something."""
-        return self.status == SUCCESS and (self.changed or self.operation != "backup")
+        return self.status == SUCCESS and (self.changed or self.operation not in ("backup", "backup_part"))
 
 
 @dataclass(frozen=True)

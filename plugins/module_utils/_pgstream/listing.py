@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .ledger import Run  # else not: it wants SQLite, which not every target host's Python has
 
 _READERS = 8  # objects looked into at once
+_MADE = ("backup", "backup_part")  # runs of the ledger that made an object
 
 
 def list_backups(
@@ -42,7 +43,7 @@ def list_backups(
     """
     store, now = open_store(storage), utc_now()
     found = [_aged(one, now) for one in catalog.candidates(store, database)]
-    made = {(run.key, run.stored_bytes): run for run in reversed(runs) if run.operation == "backup" and run.worked}
+    made = {(run.key, run.stored_bytes): run for run in reversed(runs) if run.operation in _MADE and run.worked}
     found = [_from_run(one, made.get((one.key, one.size))) for one in found]
     with ThreadPoolExecutor(_READERS) as pool:
         looked = pool.map(lambda one: one if one.rows is not None else _looked_into(store, one), found[:details])
@@ -101,6 +102,7 @@ def _looked_into(store: Store, one: BackupInfo) -> BackupInfo:
         facts = archive.read_head(lambda offset, length: store.read(one.key, offset, length), size)
         if not facts:
             return replace(one, foreign=facts is None)
+        one = replace(one, filtered=one.filtered or facts.get("filtered") is True)
         took = catalog.parse_time(facts["finished_at"]) - catalog.parse_time(facts["started_at"])
         return _known(one, int(facts["rows"]), int(facts["raw_bytes"]), took.total_seconds())
     except (IntegrityError, NotFoundError, KeyError, TypeError, ValueError):
@@ -116,10 +118,10 @@ def _judged(storage: Storage, found: List[BackupInfo], policy: Optional[Retentio
     """With what keeps each one, as pruning would see it. What was not looked into is taken for good here."""
     if policy is None or retention.is_empty(policy):
         return found
-    judged: Dict[str, List[BackupInfo]] = {}
+    judged: Dict[Tuple[str, str], List[BackupInfo]] = {}
     for one in found:
         if one.time and not one.foreign and catalog.is_direct(storage, one):
-            judged.setdefault(one.database, []).append(one)
+            judged.setdefault((one.database, one.part), []).append(one)
     why: Dict[str, Tuple[str, ...]] = {}
     for backups in judged.values():
         why.update({one.key: () for one in backups})

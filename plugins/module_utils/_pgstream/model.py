@@ -96,7 +96,7 @@ class BackupRequest:
     server: Server
     database: str
     storage: Storage
-    key: str = ""  # empty: <prefix/><database>_<time>.sql.gz
+    key: str = ""  # empty: <prefix/><database>_<time>.sql.gz, .part-<filters> before the ending where there are any
     overwrite: str = "never"  # never, always
     fresh_within: int = 0  # seconds; a whole backup younger than this is enough
     compression: str = "gzip"
@@ -241,6 +241,7 @@ class Index:
     tables: Tuple[Table, ...]
     blocks: Tuple[Block, ...]
     filtered: bool = False
+    passwords: bool = False  # of globals: with the hashes of the roles' passwords
 
     @property
     def is_globals(self) -> bool:
@@ -275,6 +276,8 @@ class BackupInfo:
     verified_at: str = ""  # RFC 3339; the last verification that found no fault, as the run ledger has it
     verified_level: str = ""  # one of LEVELS
     globals: bool = False  # roles and tablespaces of a server, by its name
+    filtered: bool = False  # not the whole database, by its name or its index
+    part: str = ""  # which part, by its name: 8 hexadecimal digits of the filters
 
 
 @dataclass(frozen=True)

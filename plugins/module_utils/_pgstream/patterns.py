@@ -84,11 +84,12 @@ def database_matches(patterns: Sequence[str], name: str) -> bool:
 
 
 def choose(existing: Sequence[str], wanted: Sequence[str], excluded: Sequence[str] = ()) -> Tuple[List[str], List[str]]:
-    """The databases that are meant, in the order of `wanted`, each once; and the patterns that meant none.
+    """The databases that are meant, in the order of `wanted`, each once; and the patterns that meant none, those of
+    `excluded` too.
 
     An exact name is meant whether or not it is among the `existing` ones: the backup itself says why it cannot be made.
     """
-    names: List[str] = []
+    meant: List[str] = []
     idle: List[str] = []
     for pattern in wanted:
         if pattern == ALL:
@@ -99,5 +100,6 @@ def choose(existing: Sequence[str], wanted: Sequence[str], excluded: Sequence[st
             found = [pattern]
         if not found:
             idle.append(pattern)
-        names += [name for name in found if not database_matches(excluded, name)]
-    return list(dict.fromkeys(names)), idle
+        meant += found
+    idle += [pattern for pattern in excluded if not any(database_matches([pattern], name) for name in meant)]
+    return list(dict.fromkeys(name for name in meant if not database_matches(excluded, name))), idle

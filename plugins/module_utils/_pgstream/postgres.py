@@ -11,6 +11,7 @@ from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from .errors import LockedError
 from .model import DatabaseInfo, Server
+from .patterns import pattern_to_regex
 from .quoting import literal, qualified, quote
 from .session import AT_START, Session, session_settings
 
@@ -100,6 +101,36 @@ def user_tables(leader: Leader) -> List[TableName]:
     rows = leader.rows(_USER_TABLES)
     first = {name: space for space in reversed(leader.search_path) for _oid, schema, name in rows if schema == space}
     return [TableName(int(oid), schema, name, first.get(name) == schema) for oid, schema, name in rows]
+
+
+_SCHEMA_FITS = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace
+  WHERE %s = '' AND nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default)
+"""
+#: Kinds of relations as pg_dump's patterns mean them.
+_RELATION_FITS = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default
+  AND CASE WHEN %s = '' THEN n.nspname = ANY(%s::name[])
+      ELSE n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default END)
+"""
+
+
+def unmatched(leader: Leader, patterns: Sequence[str], schemas: bool = False) -> List[str]:
+    """Those of pg_dump's patterns that match no table, view or sequence of the database, or none of its schemas."""
+    found: List[str] = []
+    for pattern in patterns:
+        text = pattern.encode().decode(leader.codec) if leader.encoding == "SQL_ASCII" else pattern
+        space, name = pattern_to_regex(text)
+        values = (space, name) if schemas else (name, space, leader.search_path, space)
+        try:
+            text.encode(leader.codec)
+            fits = leader.value(_SCHEMA_FITS if schemas else _RELATION_FITS, values)
+        except UnicodeError:
+            fits = False  # no name there has such letters
+        if not fits:
+            found.append(pattern)
+    return found
 
 
 # A hash partition on an enum hashes OIDs, which differ after a restore: rows must go through the root, as in pg_dump.

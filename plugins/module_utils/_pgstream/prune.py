@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 """Removes the backups of one database, or of the globals, that a retention policy does not keep, and says of each why
-it stays or goes.
+it stays or goes. Backups of one part of a database are a series of their own, to which the policy applies by itself.
 
 Only what this engine wrote goes: under the template's name, right under the prefix, with a footer. Everything is known
 before anything is removed: the whole listing, that the clock can be right, that the last backup did not fail, and
-that the newest good backup has a sound index.
+that the newest good backup of each series has a sound index.
 """
 
 from __future__ import annotations
@@ -76,13 +76,18 @@ def decide(store: Store, request: PruneRequest) -> Plan:
             % (future[0].key, now.strftime("%Y-%m-%dT%H:%M:%SZ")),
             hint="Set the clock, or move that backup away.",
         )
-    good, why = _judged(store, found, request, now)
-    going = [one for one in good if one.key not in why]
-    if going:
-        _require_sound(store, good[0])
-    if good and good[0] in going:
-        raise BackupError("the newest good backup would be removed: a fault of this program, nothing is removed")
-    stays = {**{one.key: FOREIGN for one in found}, **why}
+    stays: Dict[str, retention.Reasons] = {one.key: FOREIGN for one in found}
+    going: List[BackupInfo] = []
+    for part in dict.fromkeys(one.part for one in found):
+        good, why = _judged(store, [one for one in found if one.part == part], request, now)
+        leaving = [one for one in good if one.key not in why]
+        if leaving:
+            _require_sound(store, good[0])
+        if good and good[0] in leaving:
+            raise BackupError("the newest good backup would be removed: a fault of this program, nothing is removed")
+        stays.update(why)
+        going += leaving
+    going = retention.in_order(going)
     gone = {one.key for one in going}
     return Plan(tuple(_kept(one, stays[one.key]) for one in found if one.key not in gone), tuple(going[::-1]))
 
@@ -90,7 +95,7 @@ def decide(store: Store, request: PruneRequest) -> Plan:
 def _judged(
     store: Store, found: Sequence[BackupInfo], request: PruneRequest, now: datetime
 ) -> Tuple[List[BackupInfo], Dict[str, retention.Reasons]]:
-    """The good backups, newest first, and what keeps them.
+    """The good backups of a series, newest first, and what keeps them.
 
     A foreign object takes no place in the policy, counts for no minimum and is not removed: so the footer is read of
     each that would do one of these, until no new one comes in. Where nothing would go even if all were good, nothing
@@ -110,7 +115,8 @@ def _judged(
 
 
 def _require_good_run(request: PruneRequest) -> None:
-    """After a failed backup the old ones are what there is. Raises LedgerError where nobody can tell."""
+    """After a failed backup the old ones are what there is. One of a part is no news of the whole. Raises LedgerError
+    where nobody can tell."""
     if not request.state_dir:
         return
     from .ledger import FAILURE, RUNNING, Ledger  # not every target host's Python has SQLite
@@ -130,7 +136,8 @@ def _require_good_run(request: PruneRequest) -> None:
 
 
 def _require_sound(store: Store, newest: BackupInfo) -> None:
-    """The others go because there is this one: its index must be whole, down to the last sum. (Of an encrypted one, as
+    """The others go because there is this one: its index must be whole, down to the last sum, and of
+    what its key says. (Of an encrypted one, as
     far as this host can look.)"""
     item = store.stat(newest.key)
     if item is None or item.size != newest.size:

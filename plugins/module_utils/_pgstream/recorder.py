@@ -17,6 +17,9 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 from .events import Log
 from .ledger import FAILURE, OPERATIONS, SUCCESS, Ledger, LedgerError, Run, RunLock
 
+#: Flags of `backup` with which it is one of a part: their names are those of pg_dump.
+FILTERS = ("schema", "exclude-schema", "table", "exclude-table", "exclude-table-data")
+PART = "backup_part"  # the operation of these
 _FROM_RESULT = ("key", "raw_bytes", "stored_bytes", "rows", "tables")
 
 
@@ -27,6 +30,10 @@ def operation_of(arguments: Sequence[str]) -> str:
     """
     verb = next((word for word in arguments if not word.startswith("-")), "")
     idle = {"-h", "--help", "--version", "--dry-run"}.intersection(arguments)
+    if verb == "backup" and {"--" + name for name in FILTERS}.intersection(
+        word.partition("=")[0] for word in arguments
+    ):
+        verb = PART
     return verb if verb in OPERATIONS and verb != "globals" and not idle else ""
 
 

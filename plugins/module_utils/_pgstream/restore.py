@@ -91,8 +91,8 @@ def predict_restore(request: RestoreRequest, log: Log) -> RestoreResult:
         rows = "definitions only, " if content == "schema" else "%d rows of %d tables, " % (result.rows, len(tables))
     return replace(
         result,
-        message="would restore by %s: %sreading at most %d bytes; the target is now: %s"
-        % (planned.how, rows, result.bytes_read, planned.target.described()),
+        message="would restore by %s: %sreading at most %d bytes; the target is now: %s%s"
+        % (planned.how, rows, result.bytes_read, planned.target.described(), catalog.filtered_note(planned.item.key)),
     )
 
 
@@ -406,9 +406,12 @@ class _Run:
             finished_at=rfc3339(utc_now()),
             jobs=self.request.jobs if index else 1,
             table_rows=rows,
-            message="restored %d rows%s" % (total, " of %d tables" % len(rows) if index else "")
-            if self.request.content != "schema"
-            else "restored definitions, no rows",
+            message=(
+                "restored %d rows%s" % (total, " of %d tables" % len(rows) if index else "")
+                if self.request.content != "schema"
+                else "restored definitions, no rows"
+            )
+            + catalog.filtered_note(item.key),
         )
         facts = {"rows": total, "seconds": result.seconds, "bytes_read": result.bytes_read}
         self.log.info("restored", key=item.key, old_database=kept, **facts)

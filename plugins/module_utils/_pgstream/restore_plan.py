@@ -48,7 +48,7 @@ def plan(request: RestoreRequest, log: Log) -> Plan:
     with stage("validation"):
         _check_request(request)
         store = open_store(request.storage)
-        (item, index), _reachable = all_faults(lambda: _resolve(store, request), lambda: _reach(request))
+        (item, index), _reachable = all_faults(lambda: _resolve(store, request, log), lambda: _reach(request))
         name = request.database or (index.database.name if index else catalog.parse_key(item.key)[0])
         if not name:
             raise UsageError("the target database is not named, and the backup does not name one", hint="Set login_db.")
@@ -95,13 +95,15 @@ def _reach(request: RestoreRequest) -> int:
             return session.major
 
 
-def _resolve(store: Store, request: RestoreRequest) -> Tuple[StoredObject, Optional[Index]]:
+def _resolve(store: Store, request: RestoreRequest, log: Log) -> Tuple[StoredObject, Optional[Index]]:
     name = request.source_database or request.database
     if request.key == "latest" and not name:
         raise UsageError("backup_key latest needs the name of a database", hint="Set login_db or source_db.")
-    item = catalog.resolve(store, request.key, name, request.latest_before)
+    item = catalog.resolve(store, request.key, name, log, request.latest_before)
     with stage("reading the index"):
         index = catalog.read_index(store, item)
+        if index is not None and request.key == "latest":
+            catalog.check_named(item.key, index)
     if index is not None and index.is_globals:
         raise UsageError(
             "%s is a backup of globals under another name" % store.storage.url(item.key),

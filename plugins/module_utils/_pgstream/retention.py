@@ -13,16 +13,15 @@ Periods are of UTC, where no hour is missed or comes twice; weeks are those of I
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Dict, List, Sequence, Tuple
 
-from .catalog import parse_time
+from .catalog import is_future, parse_time
 from .model import BackupInfo, Retention
 
 Reasons = Tuple[str, ...]
 
 NO_POLICY = "no policy"
-CLOCK_TOLERANCE = timedelta(minutes=5)  # the backup's host and this one need not agree to the second
 #: Rule and how its periods are called, which is also what tells them apart.
 PERIODS = (
     ("hourly", "%Y-%m-%dT%H"),
@@ -47,7 +46,7 @@ def in_order(backups: Sequence[BackupInfo]) -> List[BackupInfo]:
 def reasons(backups: Sequence[BackupInfo], policy: Retention, now: datetime) -> Dict[str, Reasons]:
     """What keeps each backup, by key. A key that is not in the answer may go; the newest `min_keep` never do.
 
-    `backups`: good ones of one database, each with a time in its key.
+    `backups`: good ones of one series (a database, or one part of it), each with a time in its key.
     """
     ordered = in_order(backups)
     if is_empty(policy):
@@ -78,7 +77,7 @@ def takes_a_place(why: Reasons) -> bool:
 
 def in_the_future(backups: Sequence[BackupInfo], now: datetime) -> List[BackupInfo]:
     """Those that claim to have been made later than now: their clock was wrong, or this one is."""
-    return [one for one in backups if parse_time(one.time) > now + CLOCK_TOLERANCE]
+    return [one for one in backups if is_future(one.time, now)]
 
 
 def span(seconds: int) -> str:

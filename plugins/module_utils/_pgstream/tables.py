@@ -29,7 +29,7 @@ def backup_table(backups: Sequence[BackupInfo]) -> str:
                 UNKNOWN if one.seconds is None else age(int(one.seconds + 0.5)),
                 "%s %s" % (one.verified_level, one.verified_at) if one.verified_at else UNKNOWN,
                 one.database,
-                one.key + ("  (globals)" if one.globals else "") + ("  (foreign)" if one.foreign else ""),
+                one.key + _marks(one),
                 _kept_by(one),
             ]
         )
@@ -38,6 +38,11 @@ def backup_table(backups: Sequence[BackupInfo]) -> str:
     if all(one.why is None for one in backups):
         rows = [row[:-1] for row in rows]
     return table(rows)
+
+
+def _marks(one: BackupInfo) -> str:
+    marks = {"globals": one.globals, "filtered": one.filtered, "foreign": one.foreign}
+    return "".join("  (%s)" % name for name, holds in marks.items() if holds)
 
 
 def _kept_by(one: BackupInfo) -> str:

@@ -57,7 +57,7 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         log.known["level"] = request.level
         store = open_store(request.storage)
         item = catalog.resolve(
-            store, request.key, request.source_database, request.latest_before, of_globals=request.globals
+            store, request.key, request.source_database, log, request.latest_before, of_globals=request.globals
         )
     url = store.storage.url(item.key)
     log.known["key"] = item.key
@@ -67,6 +67,8 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         with stage("reading the index"):
             index, index_bytes = _read_index(store, item)
         if index is not None:
+            if request.key == "latest":
+                catalog.check_named(item.key, index)
             log.database = index.database.name
             if index.is_globals and request.level == "restore":
                 raise UsageError("globals cannot be restored for practice", hint="Use the level content.")
@@ -98,7 +100,7 @@ def verify(request: VerifyRequest, log: Log) -> VerifyResult:
         started_at=rfc3339(start),
         finished_at=rfc3339(utc_now()),
         jobs=request.jobs,
-        message=proof.message,
+        message=proof.message + catalog.filtered_note(item.key),
     )
     log.info("verified", key=item.key, verify_level=request.level, rows=result.rows, seconds=result.seconds)
     return result

@@ -1,0 +1,196 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Filtered backups of a real database: a series of their own, never taken for the whole; patterns that must match."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import pytest
+from _pgstream.events import utc_now
+from _pgstream.ledger import Ledger
+
+from tests.support.agekeys import KeyPair
+from tests.support.runs import Outcome, command_env, sessions
+
+PART = re.compile(r"_\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\.part-[0-9a-f]{8}\.sql\.gz(\.age)?$")
+
+
+class Site:
+    """A database of a few relations, a directory as store, a ledger, and the command in that environment."""
+
+    def __init__(self, postgres: Any, database: str, base: Dict[str, str], start: Any, home: Path) -> None:
+        postgres.psql(
+            """
+            CREATE TABLE a AS SELECT generate_series(1, 10) AS a;
+            CREATE TABLE b AS SELECT generate_series(1, 20) AS a;
+            CREATE VIEW seen AS SELECT * FROM a;
+            CREATE SCHEMA "Odd";
+            CREATE TABLE "Odd"."T" AS SELECT generate_series(1, 5) AS a;
+            """,
+            database,
+        )
+        self.postgres, self.database, self.store, self._start = postgres, database, home / "store", start
+        for name in ("store", "state"):
+            (home / name).mkdir()
+        settings = {"BACKUP_STORE": "file://%s" % self.store, "BACKUP_STATE_DIR": str(home / "state")}
+        self.env = command_env(base, postgres, database, **settings)
+        self.ledger = Ledger(str(home / "state"))
+
+    def __call__(self, *arguments: str, **changes: str) -> Outcome:
+        outcome: Outcome = self._start({**self.env, **changes}, *arguments).finish()
+        return outcome
+
+    def made(self, *arguments: str, **changes: str) -> str:
+        done = self("backup", *arguments, **changes)
+        assert done.code == 0, done.err
+        assert done.result["changed"], done.result
+        return str(done.result["key"])
+
+    def refused(self, *arguments: str, said: str) -> None:
+        """A usage error, which leaves nothing behind."""
+        before = self.keys
+        done = self(*arguments)
+        assert done.code == 2 and said in done.message, done.err
+        assert self.keys == before and sessions(self.postgres) == []
+
+    @property
+    def keys(self) -> List[str]:
+        return sorted(path.name for path in self.store.iterdir() if not path.name.startswith("."))
+
+
+@pytest.fixture
+def site(postgres: Any, database: str, engine_env: Dict[str, str], start: Callable[..., Any], tmp_path: Path) -> Site:
+    return Site(postgres, database, engine_env, start, tmp_path)
+
+
+def test_a_filtered_backup_stands_for_no_whole_one(site: Site) -> None:
+    whole = site.made()
+    part = site.made("--table", "a")
+    assert PART.search(part) and not PART.search(whole)
+    assert site("restore", "latest", "--strategy", "swap", "--dry-run").result["key"] == whole
+    assert site("verify", "latest").result["key"] == whole
+    assert site("prune", "--keep-last", "1").result["removed"] == []
+    again = site.made("--table", "a")
+    assert [one["key"] for one in site("prune", "--keep-last", "1").result["removed"]] == [part]
+    assert site.keys == sorted([whole, again])
+    listed = {one["key"]: one["filtered"] for one in site("list", "--details", "0").result["backups"]}
+    assert listed == {whole: False, again: True}
+    groups = site.ledger.view().groups()
+    assert len(groups["backup_part", site.database]) == 2
+    assert [run.key for run in groups["backup", site.database]] == [whole]
+
+
+def test_fresh_is_what_has_the_same_filters(site: Site) -> None:
+    part = site.made("--table", "a")
+    fresh = ("--fresh-within", "6h")
+    other = site.made("--table", "b", *fresh)
+    whole = site.made(*fresh)
+    again = site("backup", "--table", "a", *fresh).result
+    assert (again["changed"], again["key"]) == (False, part)
+    again = site("backup", *fresh).result
+    assert (again["changed"], again["key"]) == (False, whole) and site.keys == sorted([part, other, whole])
+
+
+def test_latest_without_a_whole_one_is_a_filtered_one_and_says_so(site: Site) -> None:
+    part = site.made("--table", "a")
+    (site.store / part.replace(".part-", "_lost.")).write_bytes(b"")  # no backup's name
+    copy = site.database + "_copy"
+    done = site("restore", "latest", "--source-db", site.database, "--target-db", copy, "--create")
+    site.postgres.dropdb(copy)
+    assert done.code == 0 and done.result["key"] == part and done.result["rows"] == 10
+    assert "filtered" in done.result["message"] and "filtered_backup" in [line["event"] for line in done.errors]
+    assert "filtered" in site("verify", "latest", "--level", "index").result["message"]
+    site.made()
+    assert "filtered" not in site("verify", "latest", "--level", "index").result["message"]
+
+
+def test_encrypted_ones_are_told_apart_without_an_identity(site: Site) -> None:
+    recipients = {"BACKUP_AGE_RECIPIENTS": KeyPair().recipient}
+    site.made(**recipients)
+    part = site.made("--exclude-table-data", "a", **recipients)
+    assert PART.search(part)
+    listed = site("list", BACKUP_STATE_DIR="").result["backups"]
+    assert sorted(one["filtered"] for one in listed) == [False, True]
+    assert site("prune", "--keep-last", "1", BACKUP_STATE_DIR="").result["removed"] == []
+
+
+def test_a_key_is_not_another_s(site: Site) -> None:
+    whole, part = site.made(), site.made("--table", "a")
+    later = whole.replace(whole[-27:-7], "2026-01-31T02:00:00Z")
+    for key in ("other_2026-01-31T02:00:00Z.sql.gz", "globals_2026-01-31T02:00:00Z.cluster.sql.gz"):
+        site.refused("backup", "--key", key, said="is that of a backup of")
+    site.refused("backup", "--key", later, "--table", "a", said="is that of a backup of")
+    site.refused("backup", "--key", part, "--overwrite", said="is that of a backup of")
+    site.refused("backup", "--key", part, "--overwrite", "--table", "b", said="is that of a backup of")
+    assert site.made("--key", part, "--overwrite", "--table", "a") == part
+    assert site.made("--key", later) == later
+    assert site.made("--key", "mine.sql.gz", "--table", "a") == "mine.sql.gz"
+
+
+def test_an_object_under_another_s_key_is_not_restored_as_its_latest(site: Site) -> None:
+    whole = site.made()
+    alien = "alien_%s" % whole.rpartition("_")[2]
+    (site.store / whole).rename(site.store / alien)
+    for verb in (("restore", "latest", "--dry-run"), ("verify", "latest", "--level", "index")):
+        done = site(*verb, POSTGRES_DB="alien")
+        assert done.code == 6 and "is not what its key says" in done.message
+    assert site("verify", alien).code == 0  # whoever names it knows what it is
+
+
+@pytest.mark.parametrize("future", [timedelta(minutes=10), timedelta(days=365)])
+def test_a_backup_of_the_future_is_not_fresh(site: Site, future: timedelta) -> None:
+    first = site.made()
+    later = "%s_%s.sql.gz" % (site.database, (utc_now() + future).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    (site.store / first).rename(site.store / later)
+    again = site.made("--fresh-within", "6h")
+    assert again != later and site("restore", "latest", "--strategy", "swap", "--dry-run").result["key"] == again
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--table", "public.a", "--table", "public.typo"], "public.typo"),
+        (["--table", "a", "--table", "typo"], "typo"),
+        (["--table", "A", "--table", '"A"'], '"A"'),
+        (["--table", "a", "--table", "z*"], "z*"),
+        (["--table", "Odd.T"], "Odd.T"),
+        (["--schema", "public", "--schema", "o*"], "o*"),
+    ],
+)
+def test_what_is_to_be_taken_must_be_there(site: Site, given: List[str], said: str) -> None:
+    for more in ([], ["--dry-run"]):
+        site.refused("backup", *given, *more, said="nothing in database %s matches %s" % (site.database, said))
+
+
+def test_patterns_that_match(site: Site) -> None:
+    for given in (["--table", "A"], ["--table", '"Odd"."?"'], ["--table", "pub*.(a|b)"], ["--schema", '"O"*']):
+        assert "pattern_matches_nothing" not in site("backup", *given).err
+    done = site("backup", "--table", "a", "--table", "seen")
+    assert done.code == 0 and done.errors == []
+    done = site("backup", "--exclude-table", "a", "--exclude-table-data", "typ*", "--exclude-schema", "Odd")
+    assert done.code == 0 and done.result["rows"] == 25
+    idle = [line["pattern"] for line in done.errors if line["event"] == "pattern_matches_nothing"]
+    assert sorted(idle) == ["Odd", "typ*"]
+
+
+def test_globals_without_hashes_are_not_fresh_where_they_are_wanted(site: Site) -> None:
+    recipients = {"BACKUP_AGE_RECIPIENTS": KeyPair().recipient}
+
+    def made(*more: str, **changes: str) -> bool:
+        done = site("backup", "--globals-only", "--fresh-within", "6h", *more, **changes)
+        assert done.code == 0, done.err
+        return bool(done.result["changed"])
+
+    assert [made(), made(), made("--globals-passwords"), made("--globals-passwords"), made()] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    for key in site.keys:
+        (site.store / key).unlink()
+    assert made("--globals-passwords", **recipients) and not made(**recipients)
+    assert made("--globals-passwords", **recipients)  # what cannot be told is not taken for so
