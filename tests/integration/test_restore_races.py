@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 from _pgstream import cluster, target
+from _pgstream import restore as verb
 from _pgstream.errors import BackupError, LockedError, TargetError
 from _pgstream.events import Log
 from _pgstream.model import Storage
@@ -128,14 +130,29 @@ def test_what_others_make_meanwhile_is_not_dropped(
 
 
 def test_a_database_that_took_the_place_meanwhile(
-    postgres: Any, database: str, spoilt: Tuple[Storage, str], sound: Tuple[Storage, str], pg_proxy: Proxy
+    postgres: Any, database: str, sound: Tuple[Storage, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A swap ends the sessions of the restore in place, which then finds another database under the name."""
-    _gate, run = held(pg_proxy, b"CREATE UNIQUE INDEX t_which", postgres, spoilt, Log(), database=database)
+    reached, released = threading.Event(), threading.Event()
+    tail = verb._Run._tail
+
+    def fails(run: Any, name: str, *arguments: Any) -> None:
+        if name != database:
+            return tail(run, name, *arguments)
+        reached.set()
+        released.wait()
+        raise BackupError("no tail")
+
+    monkeypatch.setattr(verb._Run, "_tail", fails)
+    log = KeptLog()
+    run = Background(lambda: restore(server_of(postgres), *sound, log=log, database=database))
+    wait_until(lambda: reached.is_set() or not run.running, "the restore in place")
     old = restore(server_of(postgres), *sound, database=database, strategy="swap").old_database
-    pg_proxy.close()
-    with pytest.raises(BackupError):
+    released.set()
+    with pytest.raises(BackupError, match="no tail"):
         run.result()
+    (told,) = [fields for _level, event, fields in log.lines if event == "not_emptied"]
+    assert "another database is called" in told["message"]
     assert value(postgres, "SELECT count(*) FROM t", database) == "9"
     postgres.dropdb(old)
 
