@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_what_others_make_meanwhile_is_not_dropped(
     assert value(postgres, "SELECT a FROM %s" % table, database) == "7"
     (told,) = [fields for _level, event, fields in log.lines if event == "not_emptied"]
     assert "nothing was dropped" in told["message"]
+
+
+def test_odd_names_are_known_as_the_run_s_own(
+    postgres: Any, database: str, databases: Callable[[], str], tmp_path: Path
+) -> None:
+    """Names and an owner with spaces and letters of no ASCII: the database is empty again."""
+    source, role = databases(), "own \u00e9r " + os.urandom(4).hex()
+    sql = SPOILT + """
+        CREATE ROLE "{role}"; CREATE SCHEMA "s \u00e9 x"; CREATE TABLE "s \u00e9 x"."a "" b\nc" (id serial);
+        ALTER TABLE "s \u00e9 x"."a "" b\nc" OWNER TO "{role}"; CREATE VIEW "v w" AS SELECT 1 AS one;
+        CREATE MATERIALIZED VIEW "m w" AS SELECT 1 AS one; ALTER VIEW "v w" OWNER TO "{role}"; SELECT lo_create(1);
+    """
+    postgres.psql(sql.format(source=source, role=role), source)
+    storage = local_storage(tmp_path / "store")
+    made = back_up(server_of(postgres), source, storage)
+    with pytest.raises(BackupError, match="t_which"):
+        restore(server_of(postgres), storage, made.key, database=database)
+    left = "SELECT (SELECT count(*) FROM pg_class WHERE oid > 16383 AND relkind IN ('r', 'v', 'm', 'S')),"
+    left += " (SELECT count(*) FROM pg_largeobject_metadata), (SELECT count(*) FROM pg_namespace WHERE oid > 16383"
+    assert value(postgres, left + " AND nspname !~ '^pg_')", database) == "0|0|0"
 
 
 def test_a_database_that_took_the_place_meanwhile(

@@ -186,6 +186,8 @@ def test_select_nothing() -> None:
 def test_the_names_of_entries() -> None:
     found = schema.names(toc())
     assert {b"app t", b"my schema odd table", b"- app", b"app a view with spaces", b"app q"} <= found
+    listing = b"1; 1259 1 TABLE s a b my owner\n2; 1259 2 TABLE s c owner\n3; 3079 3 EXTENSION - hstore \n"
+    assert schema.names(toc(listing), [b"my owner"]) == {b"s a b", b"s c", b"- hstore"}
     assert b"app a" not in found and b"app a view" not in found
 
 

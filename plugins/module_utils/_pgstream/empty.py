@@ -56,6 +56,10 @@ class EmptyDatabase:
                     "database %s is not empty any more: it %s" % (name, found.described()),
                     hint="Somebody else filled it just now.",
                 )
+            self._codec = "latin-1" if self._session.encoding == "SQL_ASCII" else "utf-8"  # as archives are
+            roles = self._session.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname ~ '\\s'")
+            #: Roles whose names have spaces, as the listing of an archive shows them.
+            self.owners = [self._shown(name) for (name,) in roles]
             self._before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in found.objects}
         except BaseException:
             self.close()
@@ -126,14 +130,15 @@ class EmptyDatabase:
         if names is None:
             return []
         session = self._session
-        codec = "latin-1" if session.encoding == "SQL_ASCII" else "utf-8"
         places = [each.catalogue for each in made], [each.oid for each in made]
         found = []
         for space, name, rows in session.rows(_NAMES, (*places, *places)):
-            shown = ("%s %s" % (space, name)).replace("\n", " ").replace("\r", " ").encode(codec)
             table = qualified(space, name)
-            if shown not in names:
+            if self._shown("%s %s" % (space, name)) not in names:
                 found.append(table if space != "-" else name)
             elif rows and not defined and session.value("SELECT EXISTS (SELECT FROM ONLY %s)" % table):
                 found.append(table)
         return found
+
+    def _shown(self, name: str) -> bytes:
+        return name.replace("\n", " ").replace("\r", " ").encode(self._codec)

@@ -125,19 +125,21 @@ class _Run:
             except BaseException as failure:
                 self.processes.kill_all()
                 try:
-                    place.empty_again(self._names(), self.defined, str(failure), self.log)
+                    place.empty_again(self._names(place.owners), self.defined, str(failure), self.log)
                 except BackupError as error:  # told after the first cause, not instead of it
                     self.log.warning("not_emptied", object=name, message=error.sentence())
                 raise
         return self._result(loader, rows, "")
 
-    def _names(self) -> Optional[Set[bytes]]:
+    def _names(self, owners: Sequence[bytes]) -> Optional[Set[bytes]]:
         """What the definitions of the backup make. None: it does not tell."""
         choice = self.planned.selection
         if choice is None:
             return None
         toc = choice.entries
-        return schema.names(schema.entries(self.planned.clients, Processes(), choice.archive) if toc is None else toc)
+        if toc is None:
+            toc = schema.entries(self.planned.clients, Processes(), choice.archive)
+        return schema.names(toc, owners)
 
     def into_tables(self) -> RestoreResult:
         """Rows into tables that exist, which a failure leaves empty again."""

@@ -167,9 +167,14 @@ def _script_of(clients: Clients, processes: Processes, archive: bytes, entries: 
         os.close(file)
 
 
-def names(toc: Sequence[Entry]) -> Set[bytes]:
-    """`schema name` of the entries. Of those whose owner has a space in its name it is none."""
-    return {_split(entry)[1].rpartition(b" ")[0] for entry in toc}
+def names(toc: Sequence[Entry], owners: Sequence[bytes] = ()) -> Set[bytes]:
+    """`schema name` of the entries. `owners`: roles with a space in their names; others are the last word."""
+    found = set()
+    for entry in toc:
+        rest = _split(entry)[1]
+        owner = next((each for each in owners if rest.endswith(b" " + each)), rest.rpartition(b" ")[2])
+        found.add(rest[: len(rest) - len(owner) - 1])
+    return found
 
 
 def with_partitions(toc: Sequence[Entry], chosen: Set[int]) -> Set[int]:
