@@ -82,7 +82,8 @@ options:
       - V(swap) restores into a new database beside it, and renames both at the end. Whatever fails before that leaves
         the old one untouched.
       - V(in_place) restores into the existing database itself, which must be empty. A restore that fails leaves it
-        empty again.
+        empty again. Where somebody else made tables in it meanwhile, nothing is dropped and a warning is logged. A
+        plain dump without an index does not tell its own from others', so nobody else should work in the database then.
     type: str
     default: auto
     choices: [auto, swap, in_place]
@@ -90,7 +91,7 @@ options:
     description:
       - With O(strategy=swap), keep the replaced database under another name, which RV(old_database) tells. Dropping
         it is then up to you.
-      - V(false) drops it.
+      - V(false) drops it. Where it cannot be dropped, it stays, and the restore succeeds with a warning in the log.
     type: bool
     default: true
   schemas:
@@ -101,7 +102,8 @@ options:
   tables:
     description:
       - Restore these tables only, each as C(table) or C(schema.table). What a table needs, such as types, functions and
-        sequences, and what hangs on it, such as indexes, comes along. Foreign keys to tables that are left out do not.
+        sequences, and what hangs on it, such as indexes, comes along. So do the partitions of a table, but not children
+        that inherit from it. Foreign keys to tables that are left out do not.
       - Only the blocks of these tables are read from the storage, as RV(bytes_read) tells.
     type: list
     elements: str
@@ -112,7 +114,8 @@ options:
       - V(all) makes definitions and loads rows.
       - V(schema) makes definitions only, as C(pg_restore --schema-only) does. No rows are read.
       - V(data) loads rows, positions of sequences and, without O(schemas) and O(tables), large objects, as
-        C(pg_restore --data-only) does. The tables must exist in the database and be empty. Nothing is created.
+        C(pg_restore --data-only) does. The tables must exist in the database and be empty. Nothing is created. To name
+        a view or a foreign table in O(tables) is an error.
       - With V(data), neither triggers nor foreign keys are asked while rows are loaded, which takes a superuser or,
         from PostgreSQL 15 on, a role that may set C(session_replication_role). Any other role is refused tables that
         have some. Afterwards each foreign key of the tables is checked, and a row that refers to nothing fails the

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import pytest
 from _pgstream import catalog
 from _pgstream.ledger import Ledger
-from _pgstream.target import UNFINISHED
+from _pgstream.target import DRILL, UNFINISHED
 
 from tests.support import servers
 from tests.support.agekeys import KeyPair
@@ -141,16 +141,18 @@ def test_variables_name_them_too(site: Any, store: Path, command: Run) -> None:
 
 
 def test_databases_that_are_at_work_are_not_of_all(site: Any, command: Run) -> None:
-    """What a restore fills, and the scratch database of a drill."""
-    unfinished, scratch = "half_" + secrets.token_hex(4), "shop_pgstream_drill_" + secrets.token_hex(4)
+    """What a restore fills, and the scratch database of a drill: their comments tell, not their names."""
+    unfinished, scratch = "half_" + secrets.token_hex(4), "practice_" + secrets.token_hex(4)
+    ordinary = "shop_pgstream_drill_" + secrets.token_hex(4)
     try:
-        site.psql("CREATE DATABASE %s" % unfinished)
+        for name in (unfinished, scratch, ordinary):
+            site.psql("CREATE DATABASE %s" % name)
         site.psql("COMMENT ON DATABASE %s IS '%sshop'" % (unfinished, UNFINISHED))
-        site.psql("CREATE DATABASE %s" % scratch)
+        site.psql("COMMENT ON DATABASE %s IS '%s0123abcd'" % (scratch, DRILL))
         done = command(site, "backup", "--databases", "all", "--dry-run")
-        assert sorted(each["database"] for each in done.result["backups"]) == sorted([*ODD, "postgres"])
+        assert sorted(each["database"] for each in done.result["backups"]) == sorted([*ODD, "postgres", ordinary])
     finally:
-        for name in (unfinished, scratch):
+        for name in (unfinished, scratch, ordinary):
             site.dropdb(name)
 
 

@@ -17,11 +17,13 @@ from _pgstream import drill, restore, verify
 from _pgstream.errors import BackupError, IntegrityError, Interrupted, ServerError
 from _pgstream.ledger import Ledger
 from _pgstream.model import VerifyRequest, VerifyResult
+from _pgstream.target import DRILL
 
 from tests.support.compare import connect
 from tests.support.receiver import Receiver
 from tests.support.runs import KeptLog, back_up, command_env, local_storage, s3_storage, server_of, wait_until
 
+DRILL_NAMES = "SELECT datname FROM pg_database WHERE shobj_description(oid, 'pg_database') LIKE '%s%%'" % DRILL
 DRILLS = "SELECT count(*) FROM pg_database WHERE datname LIKE '%\\_pgstream\\_%'"
 
 
@@ -176,14 +178,14 @@ def test_a_restore_that_fails_midway(
     drop = drill._drop
 
     def watched(*arguments: Any) -> Any:
-        seen.append(arguments[1])
+        seen.extend(postgres.psql(DRILL_NAMES).split())
         return drop(*arguments)
 
     monkeypatch.setattr(drill, "_drop", watched)
     with pytest.raises(BackupError, match="not here") as caught:
         prove(storage, made.key, "restore", server)
     assert caught.value.exit_code == 1 and caught.value.stage == "indexes and constraints"
-    assert len(seen) == 1 and seen[0].startswith(shop[:22] + "_pgstream_drill_")
+    assert seen == []  # the restore has dropped its own already
 
 
 def test_a_drill_that_is_asked_to_stop_while_it_cleans_up(
@@ -255,10 +257,13 @@ def test_what_a_killed_drill_left_is_dropped_by_the_next(
 ) -> None:
     storage, server = local_storage(tmp_path / "store"), server_of(postgres)
     made = back_up(server, shop, storage)
-    left = ["x_pgstream_drill_0123abcd", "x_pgstream_drill_f123abcd_pgstream_f123abcd"]
-    others = ["x_pgstream_drill_89abcdef", "x_pgstream_drill_notes"]
-    for name in left + others:
+    left = ["x_pgstream_drill_0123abcd", "x_pgstream_drill_f123_pgstream_0123456789ab"]
+    others = ["x_pgstream_drill_89abcdef", "x_pgstream_drill_notes", "x_pgstream_drill_01234567"]
+    ids = {left[0]: "0123abcd", left[1]: "f123abcd", others[0]: "89abcdef", others[1]: "of my own"}
+    for name in left + others:  # the last is called as one, and is none
         postgres.createdb(name)
+        if name in ids:
+            postgres.psql("COMMENT ON DATABASE %s IS '%s%s'" % (name, DRILL, ids[name]))
     try:
         # Of a drill at work, in another database than ours: it holds its lock.
         with connect(postgres, shop) as holder:

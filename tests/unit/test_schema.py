@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Sequence, Set, Tuple
+from typing import Any, List, Sequence, Set
 
 import pytest
 from _pgstream import schema
@@ -118,8 +118,8 @@ def toc(listing: bytes = LISTING) -> List[schema.Entry]:
     return schema.entries(fake, fake, b"archive")  # type: ignore[arg-type]
 
 
-def picked(schemas: Sequence[str] = (), tables: Sequence[Tuple[str, str]] = (), oids: Sequence[int] = ()) -> Set[int]:
-    chosen, _oids = schema.select(toc(), schemas, tables, set(oids))
+def picked(*named: int) -> Set[int]:
+    chosen, _oids = schema.select(toc(), set(named))
     assert [entry.dump_id for entry in chosen] == [
         entry.dump_id for entry in toc() if entry.dump_id in {each.dump_id for each in chosen}
     ]
@@ -148,65 +148,60 @@ def test_contents_know_a_schema_called_data_from_data() -> None:
 
 
 def test_select_a_table_with_what_it_needs_and_what_hangs_on_it() -> None:
-    chosen = picked(tables=[("app", "t")], oids=[16400])
+    chosen = picked(12)
     assert chosen >= {12, 9, 10, 30, 35}  # the schema, the type, the key, the grants
     assert {23, 18} <= chosen or not {23, 18} & chosen  # a default and its sequence, both or neither
-    assert not chosen & {13, 14, 15, 20, 21, 24, 31, 32, 33}  # nothing of other tables, no key that points to them
+    assert not chosen & {13, 14, 15, 20, 21, 24, 32, 33}  # nothing of other tables, no key that points to them
+
+
+def test_select_a_table_with_its_partitions() -> None:
+    """`TABLE ATTACH app child` attaches one; `TABLE ATTACH t`, a table in the schema ATTACH, does not."""
+    assert schema.with_partitions(toc(), {12}) == {12, 16} and {16, 17, 31} <= picked(12)
+    assert schema.with_partitions(toc(), {16, 13}) == {16, 13} and 17 not in picked(13)
+    assert schema.select(toc(), {12})[1] == {16400, 16404}
 
 
 def test_select_a_foreign_key_only_with_both_its_tables() -> None:
-    assert 33 in picked(oids=[16400, 16401])
-    assert 33 not in picked(oids=[16400])
-    assert 31 in picked(oids=[16400, 16404])
+    assert 33 in picked(12, 13)
+    assert 33 not in picked(12) and 33 not in picked(12, 33)
+    assert 31 in picked(12, 16)
 
 
 def test_select_gives_the_oids_of_the_chosen_tables() -> None:
     """A parent that only comes along has its definition restored and no rows."""
-    entries, oids = schema.select(toc(), [], [], {16404})
+    entries, oids = schema.select(toc(), {16})
     assert oids == {16404} and {16, 12} <= {entry.dump_id for entry in entries}
 
 
-def test_select_a_schema_called_attach() -> None:
-    assert picked(["ATTACH"]) == {6, 13, 32}
-
-
-def test_select_a_schema_called_data() -> None:
-    assert picked(["DATA"]) == {7, 14, 20, 34}
-
-
-def test_select_a_schema_with_a_space() -> None:
-    assert picked(["my schema"]) == {8, 15, 21, 24}
-
-
-def test_select_does_not_take_an_attach_for_a_table() -> None:
-    """`TABLE ATTACH app child` is no relation `app` in a schema ATTACH."""
-    assert 17 not in picked(tables=[("ATTACH", "app")])
-    assert picked(["app"]) >= {9, 10, 11, 12, 16, 17, 18, 19, 22, 23, 30, 31, 35}
-
-
-def test_select_relations_with_spaces_by_name() -> None:
-    assert 22 in picked(tables=[("app", "a view with spaces")])
-    assert 22 in picked(tables=[("", "a view with spaces")])
-    assert 21 in picked(tables=[("my schema", "v")])
-
-
-def test_select_names_with_newlines_as_the_listing_shows_them() -> None:
-    assert picked(["my\nschema"]) == {8, 15, 21, 24}
-
-
 def test_select_keeps_the_script_s_own_settings() -> None:
-    chosen, _oids = schema.select(toc(), [], [("app", "t")], {16400})
+    chosen, _oids = schema.select(toc(), {12})
     assert {3400, 3401, 3402} <= {entry.dump_id for entry in chosen}
 
 
-def test_select_nothing_that_matches() -> None:
-    chosen, oids = schema.select(toc(), ["no such"], [("app", "none")], set())
+def test_select_nothing() -> None:
+    chosen, oids = schema.select(toc(), set())
     assert not oids and not [entry for entry in chosen if entry.oid]
+
+
+def test_the_names_of_entries() -> None:
+    found = schema.names(toc())
+    assert {b"app t", b"my schema odd table", b"- app", b"app a view with spaces", b"app q"} <= found
+    listing = b"1; 1259 1 TABLE s a b my owner\n2; 1259 2 TABLE s c owner\n3; 3079 3 EXTENSION - hstore \n"
+    assert schema.names(toc(listing), [b"my owner"]) == {b"s a b", b"s c", b"- hstore"}
+    assert b"app a" not in found and b"app a view" not in found
+
+
+def test_what_a_name_means_is_asked_of_pg_restore() -> None:
+    fake = Clients(b"; a comment\n12; 1259 16400 TABLE app t owner\n")
+    assert schema.listed(fake, fake, b"archive", "app", "t") == {12}  # type: ignore[arg-type]
+    schema.listed(fake, fake, b"archive", "app")  # type: ignore[arg-type]
+    schema.listed(fake, fake, b"archive", "", "t")  # type: ignore[arg-type]
+    assert [argv[2:] for argv in fake.argv_seen] == [["--schema=app", "--table=t"], ["--schema=app"], ["--table=t"]]
 
 
 def test_select_ends_where_entries_need_each_other() -> None:
     loop = b"1; 1259 1 TABLE s a owner\n;\tdepends on: 2\n2; 1259 2 TABLE s b owner\n;\tdepends on: 1\n"
-    chosen, oids = schema.select(toc(loop), [], [], {1})
+    chosen, oids = schema.select(toc(loop), {1})
     assert [entry.dump_id for entry in chosen] == [1, 2] and oids == {1}
 
 
@@ -241,17 +236,29 @@ IDENTIFIERS = st.text(
 @MANY
 @given(IDENTIFIERS, IDENTIFIERS)
 def test_the_sequence_of_a_setval_line(space: str, name: str) -> None:
-    """The line as backup writes it; the answer as pg_restore -l shows the name."""
+    """The line as backup writes it."""
     line = "SELECT pg_catalog.setval(%s, 1, true);" % literal(qualified(space, name))
-    shown = (space + " " + name).replace("\n", " ").replace("\r", " ")
-    assert schema.sequence_of(line.encode()) == shown.encode()
+    assert schema.sequence_of(line.encode()) == (space.encode(), name.encode())
 
 
 @pytest.mark.parametrize(
     "line", [b"", b"SELECT 1;", b"SELECT pg_catalog.setval(", b"SELECT pg_catalog.setval('q', 1, true);"]
 )
 def test_lines_that_set_no_sequence(line: bytes) -> None:
-    assert schema.sequence_of(line) == b""
+    assert schema.sequence_of(line) is None
+
+
+@MANY
+@given(IDENTIFIERS, IDENTIFIERS)
+def test_the_sequences_that_are_made(space: str, name: str) -> None:
+    """As pg_dump writes them; a name in its comment may say anything on its line."""
+    script = "\n--\n-- Name: x; Type: SEQUENCE\n--\n\n%s %s\n    START WITH 1\n"
+    for words in ("CREATE SEQUENCE", "CREATE UNLOGGED SEQUENCE", "    SEQUENCE NAME"):
+        fake = Clients((script % (words, qualified(space, name))).encode())
+        entries = [entry for entry in toc() if entry.dump_id == 18]
+        found = schema.sequences(fake, fake, b"archive", entries)  # type: ignore[arg-type]
+        assert found == {(space.encode(), name.encode())}
+    assert schema.sequences(fake, fake, b"archive", toc()[:1]) == set()  # type: ignore[arg-type]
 
 
 def test_for_older_servers() -> None:

@@ -25,10 +25,8 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 @given(NAMES)
 def test_names_fit_the_server(name: str) -> None:
     """63 bytes, not letters; the server would cut the end, which is what tells the names apart."""
-    for made, suffix in (
-        (target.beside(name, "0123456789"), "_pgstream_0123456789"),
-        (target.kept_name(name, MOMENT), "_before_20260131T020304Z"),
-    ):
+    for made in (target.beside(name), target.kept_name(name, MOMENT)):
+        suffix = re.search(r"_(pgstream_[0-9a-f]{12}|before_20260131T020304Z)\Z", made).group()  # type: ignore[union-attr]
         assert len(made.encode()) <= 63 and made.endswith(suffix)
         kept = made[: -len(suffix)]
         assert name.startswith(kept) and made != name
@@ -41,7 +39,12 @@ def test_names_fit_the_server(name: str) -> None:
 
 def test_names() -> None:
     assert target.kept_name("shop", MOMENT) == "shop_before_20260131T020304Z"
-    assert target.beside("shop", "ab12") == "shop_pgstream_ab12"
+    assert re.fullmatch("shop_pgstream_[0-9a-f]{12}", target.beside("shop"))
+    assert target.beside("shop") != target.beside("shop")
+    assert target.kept_name("\u00e9" * 63, MOMENT, "iso8859_1") == "\u00e9" * 39 + "_before_20260131T020304Z"
+    wide = "\U00020000" * 12 + "\u4e02" * 10  # four bytes each in GB18030, the second three in UTF-8
+    for codec in ("utf-8", "gb18030"):
+        assert len(target.beside(wide, codec).encode(codec)) <= 63
     assert target.kept_name("\u00e9" * 31, MOMENT) == "\u00e9" * 19 + "_before_20260131T020304Z"
 
 

@@ -4,8 +4,9 @@
 
 """A restore for practice: into a scratch database by the ordinary restore, rows counted there, then dropped.
 
-The scratch database is called `<name>_pgstream_drill_<id>` and is dropped however the drill ends. What a drill that was
-killed outright left behind, the next one on that server drops: a drill at work holds an advisory lock, a dead one none.
+The scratch database is called `<name>_pgstream_drill_<id>`, and its comment says what it is. It is dropped however the
+drill ends. What a drill that was killed outright left behind, the next one on that server drops: it goes by the
+comment, and a drill at work holds an advisory lock, a dead one none.
 
 On request the contents of each table are compared with the original. PostgreSQL does not tell whether a table was
 written to since the snapshot, so any difference counts: it is for databases that stand still.
@@ -25,12 +26,12 @@ from .quoting import qualified, quote
 from .session import Session, session_settings, share_out
 from .stages import stage
 from .store import StoredObject
-from .target import beside
+from .target import DRILL, marked
 from .verify import Proof
 
 _ID_LENGTH = 8  # hexadecimal digits
-_NAME_LENGTH = 22  # bytes of the name kept, so that the restore's own suffix fits behind the drill's
-_DRILL = re.compile(r"_pgstream_drill_([0-9a-f]{8})(_pgstream_\1)?$")  # known to `cluster`, too
+_NAME_LENGTH = 22  # bytes of the name kept: then the drill's suffix fits in any encoding
+_MARK = re.compile(re.escape(DRILL) + r"([0-9a-f]{8})")
 _LOCK_CLASS = 0x70677364  # "pgsd": first half of the advisory lock's key, the second is the drill's id
 _DIFFERENCES_NAMED = 5
 
@@ -78,10 +79,10 @@ def drill(request: VerifyRequest, item: StoredObject, index: Optional[Index], lo
             if index is not None:
                 units = _check(request, index, scratch)
         except BaseException:
-            _drop(server, scratch, identity, log)
+            _drop(server, identity, log)
             raise
         with stage("dropping the scratch database"):
-            left = _drop(server, scratch, identity, log)
+            left = _drop(server, identity, log)
             if left is not None:
                 raise left
     message = "restored whole into a scratch database: %d rows%s"
@@ -125,6 +126,7 @@ def _restore(request: VerifyRequest, item: StoredObject, scratch: str, identity:
         jobs=request.jobs,
         analyze=False,
         correlation_id=identity,
+        mark=DRILL + identity,
     )
     try:
         return restore.restore(wanted, _Within(log))
@@ -152,11 +154,13 @@ class _Lock:
     def sweep(self, log: Log) -> None:
         """Drop what drills that were killed left on this server."""
         # The databases first: a drill takes its lock before it makes one, and drops it before the lock goes.
-        names = [name for (name,) in self._session.rows("SELECT datname FROM pg_catalog.pg_database")]
+        databases = self._session.rows(
+            "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database"
+        )
         query = "SELECT objid::bigint FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid::bigint = %s"
         alive = {int(number) for (number,) in self._session.rows(query, (_LOCK_CLASS,))}
-        for name in names:
-            match = _DRILL.search(name)
+        for name, comment in databases:
+            match = _MARK.fullmatch(comment or "")
             if match is None or int(match.group(1), 16) in alive:
                 continue
             try:
@@ -166,26 +170,26 @@ class _Lock:
                 log.warning("not_dropped", object=name, message=error.sentence())
 
 
-def _drop(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
-    """Drop the scratch database, under the name that the restore gave it too. The error is logged, not raised."""
+def _drop(server: Server, identity: str, log: Log) -> Optional[BackupError]:
+    """Drop the scratch database, whatever its name is by now. The error is logged, not raised."""
     try:
-        return _drop_once(server, scratch, identity, log)
+        return _drop_once(server, identity, log)
     except BaseException:  # asked to stop in the middle of it, which is asked but once
-        _drop_once(server, scratch, identity, log)
+        _drop_once(server, identity, log)
         raise
 
 
-def _drop_once(server: Server, scratch: str, identity: str, log: Log) -> Optional[BackupError]:
+def _drop_once(server: Server, identity: str, log: Log) -> Optional[BackupError]:
     """By a connection of its own: what went wrong may have been the others."""
-    failure: Optional[BackupError] = None
-    for name in (beside(scratch, identity), scratch):
-        try:
-            with Session(server, server.maintenance_db) as session:
+    name = "the scratch database of drill " + identity
+    try:
+        with Session(server, server.maintenance_db) as session:
+            for name in marked(session, DRILL + identity):
                 session.execute(_drop_statement(name))
-        except BackupError as error:
-            failure = error
-            log.warning("not_dropped", object=name, message=error.sentence())
-    return failure
+    except BackupError as error:
+        log.warning("not_dropped", object=name, message=error.sentence())
+        return error
+    return None
 
 
 def _drop_statement(name: str) -> str:

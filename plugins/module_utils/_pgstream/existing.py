@@ -14,15 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import List, Sequence, Tuple
 
-from .errors import BackupError, LockedError, ServerError, TargetError
+from .errors import BackupError, ServerError, TargetError
 from .events import Log
 from .model import Server, Table
 from .postgres import extension_tables, table_facts
 from .quoting import qualified, quote
 from .session import AT_START, Session
-from .target import AFTER_LOSS
+from .target import AFTER_LOSS, hold_lock
 
-_LOCK_CLASS = 0x7067736C  # "pgsl": first half of the advisory lock's key; the second is the database's OID
 _NAMED = 5  # tables in a message
 _REPLICA = "SET session_replication_role = replica"
 _PLACES = """
@@ -85,12 +84,7 @@ class ExistingTables:
         self._server, self._database = server, database
         self._session = Session(server, database, patience=AT_START)
         try:
-            if not self._session.value(
-                "SELECT pg_catalog.pg_try_advisory_lock(%s, (SELECT oid::int FROM pg_catalog.pg_database"
-                " WHERE datname = pg_catalog.current_database()))",
-                (_LOCK_CLASS,),
-            ):
-                raise LockedError("another restore of rows into database %s is running" % database, hint="Wait for it.")
+            hold_lock(self._session, database)
             self._session.execute("SET search_path = ''")
             self._oids, self._places = self._look(tables)
             self.triggers_off = self._turn_off()

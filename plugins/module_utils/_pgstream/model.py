@@ -130,6 +130,7 @@ class RestoreRequest:
     analyze: bool = True
     timeout: int = 0  # seconds of the whole run; 0: no limit
     correlation_id: str = ""
+    mark: str = ""  # a drill's: the comment of the database, from the beginning, in place of its own
 
 
 @dataclass(frozen=True)

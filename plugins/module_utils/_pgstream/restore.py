@@ -11,12 +11,13 @@ import re
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive, catalog, codec, globals_restore, limits, loading, schema, target
+from . import archive, catalog, codec, globals_restore, limits, loading, schema
 from .analyze import analyze
 from .backup import processors
 from .copying import preamble
+from .empty import EmptyDatabase
 from .errors import BackupError, IntegrityError, UsageError, given
 from .events import Log, rfc3339, utc_now
 from .existing import ExistingTables
@@ -48,7 +49,7 @@ def _restore(request: RestoreRequest, log: Log) -> RestoreResult:
         return run.into_tables()
     if planned.how == "in_place":
         return run.in_place()
-    maintenance = Maintenance(planned.request.server, planned.target.name)
+    maintenance = Maintenance(planned.request.server, planned.target.name, request.mark)
     try:
         return run.beside(maintenance)
     finally:
@@ -110,20 +111,35 @@ class _Run:
         self.began = time.monotonic()
         self.processes = Processes()
         self.done = 0
+        self.defined = False  # whether the head is there
 
     def in_place(self) -> RestoreResult:
         """Into an existing empty database, which a failure leaves empty again."""
+        name = self.planned.target.name
         self._started()
-        try:
-            loader, rows = self._load(self.planned.target.name)
-        except BaseException:
-            self.processes.kill_all()
+        with stage("validation"):
+            place = EmptyDatabase(self.request.server, name)
+        with place:
             try:
-                target.empty_again(self.request.server, self.planned.target, self.log)
-            except BackupError as error:  # told after the first cause, not instead of it
-                self.log.warning("not_emptied", object=self.planned.target.name, message=error.sentence())
-            raise
+                loader, rows = self._load(name)
+            except BaseException as failure:
+                self.processes.kill_all()
+                try:
+                    place.empty_again(self._names(place.owners), self.defined, str(failure), self.log)
+                except BackupError as error:  # told after the first cause, not instead of it
+                    self.log.warning("not_emptied", object=name, message=error.sentence())
+                raise
         return self._result(loader, rows, "")
+
+    def _names(self, owners: Sequence[bytes]) -> Optional[Set[bytes]]:
+        """What the definitions of the backup make. None: it does not tell."""
+        choice = self.planned.selection
+        if choice is None:
+            return None
+        toc = choice.entries
+        if toc is None:
+            toc = schema.entries(self.planned.clients, Processes(), choice.archive)
+        return schema.names(toc, owners)
 
     def into_tables(self) -> RestoreResult:
         """Rows into tables that exist, which a failure leaves empty again."""
@@ -149,35 +165,28 @@ class _Run:
     def beside(self, maintenance: Maintenance) -> RestoreResult:
         """Into a new database, renamed at the end; the replaced one is kept or dropped as asked."""
         request, index, name = self.request, self.planned.index, self.planned.target.name
-        temporary = target.beside(name, request.correlation_id)
         self._started()
         maintenance.sweep(self.log)
         kept, renaming = "", False
         try:
             with stage("creating the database"):
                 if index is None:
-                    maintenance.create_like(temporary, request.role)
+                    temporary = maintenance.create_like(request.role)
                 else:
-                    maintenance.create(temporary, index.database, request.no_owner, request.role)
+                    temporary = maintenance.create(index.database, request.no_owner, request.role)
             loader, rows = self._load(temporary)
             with stage("rename"):
-                maintenance.unmark(temporary)
                 if index is not None:
                     maintenance.apply_properties(temporary, index.database, request.no_owner, request.no_privileges)
                 renaming = True
-                if self.planned.how == "swap":
-                    kept = target.kept_name(name, self.start)
-                    maintenance.swap(temporary, name, kept)
-                else:
-                    maintenance.rename(temporary, name)
+                kept = maintenance.kept_name(self.start) if self.planned.how == "swap" else ""
+                maintenance.rename(temporary, index.database.comment if index is not None else "", kept)
         except BaseException as error:
             self.processes.kill_all()
             if not (renaming and self._renamed(maintenance, error)):
-                self._drop(maintenance, temporary)
+                self._drop_made(maintenance, name)
                 raise
-        if kept and not request.keep_old:
-            with stage("dropping the replaced database"):
-                maintenance.drop(kept)
+        if kept and not request.keep_old and self._dropped(maintenance, kept):
             kept = ""
         return self._result(loader, rows, kept)
 
@@ -191,11 +200,26 @@ class _Run:
             self.log.warning("interrupted_after_rename", message=str(error))
         return done
 
-    def _drop(self, maintenance: Maintenance, temporary: str) -> None:
+    def _dropped(self, maintenance: Maintenance, kept: str) -> bool:
+        """The restore is done, whatever becomes of the replaced database: it is told, and no failure."""
         try:
-            maintenance.drop(temporary)
+            maintenance.drop(kept)
+        except BaseException as failure:
+            try:
+                if not maintenance.has(kept):
+                    return True
+            except BackupError:
+                pass  # it may be there, so it is told as if it were
+            said = failure.sentence() if isinstance(failure, BackupError) else str(failure)
+            self.log.warning("not_dropped", object=kept, message=said)
+            return False
+        return True
+
+    def _drop_made(self, maintenance: Maintenance, name: str) -> None:
+        try:
+            maintenance.drop_made()
         except BackupError as error:
-            self.log.warning("not_dropped", object=temporary, message=error.sentence())
+            self.log.warning("not_dropped", object="what was restored beside " + name, message=error.sentence())
 
     def _started(self) -> None:
         self.log.info("started", key=self.planned.item.key, strategy=self.planned.how, jobs=self.request.jobs)
@@ -216,6 +240,7 @@ class _Run:
         options = self._schema_options(choice.entries)
         with stage("head"):
             loader.script(self._script(choice.archive, "pre-data", options))
+        self.defined = True
         with stage("table data"):
             self._table_data(loader, index, choice)
         with stage("rest of the data"):

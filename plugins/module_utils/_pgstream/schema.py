@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from .clients import Clients
 from .errors import BackupError, IntegrityError
 from .model import Filters
-from .process import Processes
+from .process import Processes, memory_file
+from .quoting import quote
 
 _PG_CLASS = 1259  # OIDs of the catalogues themselves: fixed in PostgreSQL's pg_class.h and others
 _PG_ATTRDEF = 2604
@@ -126,30 +128,83 @@ def contents(toc: Sequence[Entry]) -> Contents:
     return Contents(relations, sequences, extensions)
 
 
-def select(
-    toc: Sequence[Entry], schemas: Sequence[str], tables: Sequence[Tuple[str, str]], oids: Set[int]
-) -> Tuple[List[Entry], Set[int]]:
-    """The entries that restore these schemas and (schema or "", relation)s, in their order, and the OIDs of the tables.
+def listed(clients: Clients, processes: Processes, archive: bytes, schema: str, table: str = "") -> Set[int]:
+    """The dump ids of what lies in a schema, or of a (schema or "", relation), by pg_restore's own choice, which takes
+    names as they are: its listing, "schema name owner" with spaces in any of them, does not tell them apart."""
+    arguments = ["-l"] + (["--schema=" + schema] if schema else []) + (["--table=" + table] if table else [])
+    lines = pg_restore_text(clients, processes, archive, arguments).split(b"\n")
+    return {int(match.group(1)) for match in map(_ENTRY.match, lines) if match}
 
-    Tables with rows are told by `oids`, exactly; other relations by the names that the archive's listing shows.
 
-    What a chosen object needs comes along (types, functions, its schema, a parent table's definition); what hangs on
-    it does too (indexes, constraints, triggers, grants), unless it also needs a table that was not chosen, as a
-    foreign key may.
+def empty_schema(clients: Clients, processes: Processes, archive: bytes, toc: Sequence[Entry], name: str) -> Set[int]:
+    """The dump id of a schema itself, where nothing lies in it: by the statement that makes it."""
+    statements = [b"CREATE SCHEMA %s;" % each.encode() for each in (quote(name), name)]
+    found = set()
+    for entry in toc:
+        if entry.text.startswith(b"SCHEMA - " + _shown(name)):
+            script = _script_of(clients, processes, archive, [entry])
+            if any(b"\n" + statement + b"\n" in script for statement in statements):
+                found.add(entry.dump_id)
+    return found
+
+
+def sequences(
+    clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry]
+) -> Set[Tuple[bytes, bytes]]:
+    """(schema, name) of the sequences among these entries, by the statements that make them."""
+    wanted = [entry for entry in entries if _split(entry)[0] == b"SEQUENCE"]
+    if not wanted:
+        return set()
+    script = _script_of(clients, processes, archive, wanted)
+    return {(_unquoted(match.group(1)), _unquoted(match.group(2))) for match in _SEQUENCE.finditer(script)}
+
+
+def _script_of(clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry]) -> bytes:
+    file = memory_file(b"".join(entry.line + b"\n" for entry in entries))
+    try:
+        return pg_restore_text(clients, processes, archive, ["-f", "-", "--use-list=/dev/fd/%d" % file], [file])
+    finally:
+        os.close(file)
+
+
+def names(toc: Sequence[Entry], owners: Sequence[bytes] = ()) -> Set[bytes]:
+    """`schema name` of the entries. `owners`: roles with a space in their names; others are the last word."""
+    found = set()
+    for entry in toc:
+        rest = _split(entry)[1]
+        owner = next((each for each in owners if rest.endswith(b" " + each)), rest.rpartition(b" ")[2])
+        found.add(rest[: len(rest) - len(owner) - 1])
+    return found
+
+
+def with_partitions(toc: Sequence[Entry], chosen: Set[int]) -> Set[int]:
+    """These dump ids, and those of the partitions of the tables among them, and of theirs."""
+    # An attachment needs the partition, then its parent (flagInhTables in pg_dump's common.c).
+    pairs = [entry.needs[:2] for entry in toc if _split(entry)[0] == b"TABLE ATTACH" and len(entry.needs) > 1]
+    found, size = set(chosen), 0
+    while len(found) > size:
+        size = len(found)
+        found |= {partition for partition, parent in pairs if parent in found}
+    return found
+
+
+def relations(toc: Sequence[Entry], chosen: Set[int]) -> Tuple[Set[int], Set[int]]:
+    """OIDs of the tables and of the sequences among these dump ids."""
+    found = contents([entry for entry in toc if entry.dump_id in chosen])
+    return found.relations, found.sequences
+
+
+def select(toc: Sequence[Entry], named: Set[int]) -> Tuple[List[Entry], Set[int]]:
+    """The entries that restore what these dump ids name, in their order, and the OIDs of the tables.
+
+    The partitions of a table come along, children that inherit from it do not. What a chosen object needs comes along
+    (types, functions, its schema, a parent table's definition); what hangs on it does too (indexes, constraints,
+    triggers, grants), unless it also needs a table that was not chosen, as a foreign key may.
     """
     by_id = {entry.dump_id: entry for entry in toc}
-    # "schema name owner" may hold more spaces than two: names are looked for, not cut out.
-    names = [(_shown(name), _shown(table)) for name, table in tables]
-    spaces = [_shown(name) for name in schemas]
-    chosen: Set[int] = set()
-    for entry in toc:
-        kind, rest = _split(entry)
-        if _is_table(entry) and entry.oid in oids:
-            chosen.add(entry.dump_id)
-        elif kind == b"FK CONSTRAINT":
-            continue  # it may need the rows of a table in another schema
-        elif any(_lies_in(kind, rest, space) for space in spaces) or any(_is(kind, rest, name) for name in names):
-            chosen.add(entry.dump_id)
+    # A foreign key may need the rows of a table in another schema.
+    chosen = {number for number in named if number in by_id and _split(by_id[number])[0] != b"FK CONSTRAINT"}
+    chosen = with_partitions(toc, chosen)
     tables_chosen = {by_id[number].oid for number in chosen if _is_table(by_id[number])}
     picked = set(chosen)
     _with_needs(chosen, by_id, picked)
@@ -162,7 +217,8 @@ def select(
                 continue
             owners = [number for number in entry.needs if number in by_id and _split(by_id[number])[0] in _OWNERS]
             # A trigger or an index brings its function along; only comments and grants hang on a function itself.
-            owners = [number for number in owners if _split(by_id[number])[0] in _HOLDERS] or owners
+            holders = [number for number in owners if _split(by_id[number])[0] in _HOLDERS]
+            owners = holders if kind == b"SEQUENCE" else holders or owners  # one of its own only lies in its schema
             if kind == b"FK CONSTRAINT" and any(_is_table(by_id[number]) for number in owners if number not in chosen):
                 continue  # a table that came along has its definition only, and no rows to refer to
             if owners and all(number in picked for number in owners):
@@ -173,17 +229,6 @@ def select(
     return [entry for entry in toc if entry.dump_id in picked], tables_chosen
 
 
-def unknown(toc: Sequence[Entry], schemas: Sequence[str], tables: Sequence[Tuple[str, str]]) -> List[str]:
-    """Which of these schemas and (schema or "", relation)s no entry is of."""
-    split = [_split(entry) for entry in toc]
-    missing = [name for name in schemas if not any(_lies_in(kind, rest, _shown(name)) for kind, rest in split)]
-    for space, table in tables:
-        shown = (_shown(space), _shown(table))
-        if not any(_is(kind, rest, shown) for kind, rest in split):
-            missing.append("%s.%s" % (space, table) if space else table)
-    return missing
-
-
 def count_indexes(dumped: bytes) -> int:
     """About how many indexes the schema archive has, by the statements that stand in it."""
     return len(_INDEX.findall(dumped))
@@ -192,18 +237,6 @@ def count_indexes(dumped: bytes) -> int:
 def is_refresh(entry: Entry) -> bool:
     """Whether it fills a materialized view."""
     return _split(entry)[0] == b"MATERIALIZED VIEW DATA"
-
-
-def _lies_in(kind: bytes, rest: bytes, space: bytes) -> bool:
-    return rest.startswith(space) or (kind == b"SCHEMA" and rest.startswith(b"- " + space))
-
-
-def _is(kind: bytes, rest: bytes, name: Tuple[bytes, bytes]) -> bool:
-    """Whether it is the relation of this shown (schema or " ", name)."""
-    space, table = name
-    return kind in _RELATIONS and (
-        rest.startswith(space + table) if space != b" " else rest.partition(b" ")[2].startswith(table)
-    )
 
 
 _INDEX = re.compile(rb"CREATE (?:UNIQUE )?INDEX |ADD CONSTRAINT [^\n]+ (?:PRIMARY KEY|UNIQUE|EXCLUDE) ")
@@ -261,19 +294,30 @@ def _with_needs(numbers: Set[int], by_id: Dict[int, Entry], picked: Set[int]) ->
 
 
 _SETVAL = re.compile(rb"""^SELECT pg_catalog\.setval\((E?)'((?:[^'\\]|''|\\.)*)', """)
+_ESCAPES = {b"n": b"\n", b"r": b"\r"}
+_IDENTIFIER = rb'("(?:[^"]|"")*"|[^".\s]+)'
+_QUALIFIED = re.compile(_IDENTIFIER + rb"\." + _IDENTIFIER)
+#: How pg_dump makes a sequence, and that of an identity column.
+_SEQUENCE = re.compile(
+    rb"(?m)^(?:CREATE (?:UNLOGGED )?SEQUENCE|    SEQUENCE NAME) " + _IDENTIFIER + rb"\." + _IDENTIFIER + rb"$"
+)
 
 
-def sequence_of(line: bytes) -> bytes:
-    """`schema name` of the sequence that a setval line sets, as the archive's listing shows it; else empty."""
+def sequence_of(line: bytes) -> Optional[Tuple[bytes, bytes]]:
+    """(schema, name) of the sequence that a setval line sets."""
     match = _SETVAL.match(line)
     if not match:
-        return b""
+        return None
     name = match.group(2).replace(b"''", b"'")
     if match.group(1):
         # Left to right: the second backslash of an escaped one begins nothing.
-        name = re.sub(rb"\\(.)", lambda escape: b" " if escape.group(1) in b"nr" else escape.group(1), name)
-    parts = re.fullmatch(rb'"((?:[^"]|"")*)"\."((?:[^"]|"")*)"', name)
-    return b" ".join(part.replace(b'""', b'"') for part in parts.groups()) if parts else b""
+        name = re.sub(rb"\\(.)", lambda escape: _ESCAPES.get(escape.group(1), escape.group(1)), name)
+    parts = _QUALIFIED.fullmatch(name)
+    return (_unquoted(parts.group(1)), _unquoted(parts.group(2))) if parts else None
+
+
+def _unquoted(name: bytes) -> bytes:
+    return name[1:-1].replace(b'""', b'"') if name.startswith(b'"') else name
 
 
 def as_comments(archive: bytes) -> bytes:

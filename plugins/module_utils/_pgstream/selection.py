@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import archive, schema
 from .clients import Clients
@@ -29,6 +29,7 @@ class Selection:
     tables: Optional[Set[int]]
     data: Tuple[Block, ...]
     rest: Tuple[Block, ...]
+    sequences: FrozenSet[Tuple[bytes, bytes]] = frozenset()  # (schema, name) of those that `entries` make
 
     def chosen(self, index: Index) -> Tuple[Table, ...]:
         """The tables whose rows are taken."""
@@ -53,9 +54,10 @@ def choose(
         return Selection(dumped, [entry for entry in entries if not schema.is_refresh(entry)], set(), (), ())
     data = [block for block in sections.get("data", []) if _holds(block, tables)]
     rest = sections.get("rest", [])
-    if entries is not None and not _sequences(entries):
+    sequences = schema.sequences(clients, processes, dumped, entries) if entries is not None and rest else set()
+    if entries is not None and not sequences:
         rest = []
-    return Selection(dumped, entries, tables, tuple(data), tuple(rest))
+    return Selection(dumped, entries, tables, tuple(data), tuple(rest), frozenset(sequences))
 
 
 def sql(store: Store, key: str, index: Index, blocks: Sequence[Block]) -> bytes:
@@ -71,43 +73,53 @@ def sql(store: Store, key: str, index: Index, blocks: Sequence[Block]) -> bytes:
 def sequence_values(store: Store, key: str, index: Index, selection: Selection) -> Iterator[bytes]:
     """The setval lines of the chosen sequences. Block by block: large objects come behind them, and may be more than
     memory; the first of them ends it."""
-    names = _sequences(selection.entries or ())
     for block in selection.rest:
         text = sql(store, key, index, [block])
         for line in text.splitlines(True):
-            name = schema.sequence_of(line)
-            if name and any(entry.startswith(b"SEQUENCE " + name + b" ") for entry in names):
+            if schema.sequence_of(line) in selection.sequences:
                 yield line
         if not block.tables and _LARGE_OBJECT in text:
             return
-
-
-def _sequences(entries: Sequence[schema.Entry]) -> List[bytes]:
-    return [entry.text for entry in entries if entry.text.startswith(b"SEQUENCE ")]
 
 
 def _picked(
     index: Index, request: RestoreRequest, clients: Clients, processes: Processes, dumped: bytes
 ) -> Tuple[List[schema.Entry], Set[int]]:
     """The archive's entries and the numbers of the tables that the filters name."""
-    wanted = [
-        (name.partition(".")[0], name.partition(".")[2]) if "." in name else ("", name) for name in request.tables
-    ]
     toc = schema.entries(clients, processes, dumped)
-    unknown = schema.unknown(toc, request.schemas, wanted)
+    named: Set[int] = set()
+    unknown, rowless = [], []
+    for space in request.schemas:
+        found = schema.listed(clients, processes, dumped, space)
+        found = found or schema.empty_schema(clients, processes, dumped, toc, space)
+        if not found:
+            unknown.append(space)
+        named |= found
+    for wanted in request.tables:
+        space, name = wanted.split(".", 1) if "." in wanted else ("", wanted)
+        found = schema.listed(clients, processes, dumped, space, name)
+        if not found:
+            unknown.append(wanted)
+        elif not _holds_values(index, toc, found):
+            rowless.append(wanted)
+        named |= found
     if unknown:
         raise UsageError(
             "nothing in the backup matches %s" % ", ".join(unknown),
             hint="It has the schemas %s." % ", ".join(sorted({table.schema for table in index.tables})[:10]),
         )
-    oids = {
-        table.oid
-        for table in index.tables
-        if table.schema in request.schemas
-        or any(name == table.name and space in ("", table.schema) for space, name in wanted)
-    }
-    entries, oids = schema.select(toc, request.schemas, wanted, oids)
+    if rowless and request.content == "data":
+        raise UsageError(
+            "the backup has no rows of %s, nor the value of a sequence" % ", ".join(rowless),
+            hint="Views and foreign tables have none: restore their definitions, with content schema.",
+        )
+    entries, oids = schema.select(toc, named)
     return entries, {table.number for table in index.tables if table.oid in oids}
+
+
+def _holds_values(index: Index, toc: Sequence[schema.Entry], named: Set[int]) -> bool:
+    tables, sequences = schema.relations(toc, schema.with_partitions(toc, named))
+    return bool(sequences) or any(table.oid in tables for table in index.tables)
 
 
 def _holds(block: Block, tables: Optional[Set[int]]) -> bool:

@@ -2,15 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The database a restore goes into: what is in it, made beside another, emptied again, swapped in."""
+"""The database a restore goes into: what is in it, made beside another, swapped in."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Callable, Iterator, List, Set, Tuple, TypeVar
+from typing import Callable, Iterator, List, Tuple, TypeVar
 
 from .errors import BackupError, LockedError, ServerError
 from .events import Log
@@ -22,6 +23,7 @@ AFTER_LOSS = 10.0  # seconds for which a server that went away is waited for, to
 NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
 _LOCK_CLASS = 0x70677372  # "pgsr": first half of the advisory lock's key, beside the hash of the target's name
 UNFINISHED = "pgstream.backup: unfinished restore of "  # begins the comment of a database that is restored into
+DRILL = "pgstream.backup: drill "  # begins that of the database of a drill; its id follows
 #: Settings stored as lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c).
 _NAME_LISTS = (
     "local_preload_libraries",
@@ -81,13 +83,6 @@ WHERE i.type IS NOT NULL
 ORDER BY CASE i.type WHEN 'event trigger' THEN 0 WHEN 'publication' THEN 1 WHEN 'table' THEN 2 WHEN 'schema' THEN 4
          WHEN 'extension' THEN 5 ELSE 3 END, 4
 """ % " UNION ALL ".join(_SELECTS)
-_DROP_WORDS = {
-    "composite type": "TYPE",
-    "foreign-data wrapper": "FOREIGN DATA WRAPPER",
-    "statistics object": "STATISTICS",
-}
-
-
 Result = TypeVar("Result")
 
 
@@ -139,43 +134,38 @@ def objects(session: Session) -> List[DatabaseObject]:
     return [DatabaseObject(int(a), int(b), kind, identity) for a, b, kind, identity in session.rows(_OBJECTS)]
 
 
-def empty_again(server: Server, target: Target, log: Log) -> None:
-    """Drop what was not in the database before. What cannot be dropped is named in a warning."""
-    before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in target.objects}
-    with Session(server, target.name, patience=AFTER_LOSS) as session:
-        session.execute("SET client_min_messages = error")
-        for made in [each for each in objects(session) if (each.catalogue, each.oid) not in before]:
-            try:
-                if made.kind == "large object":
-                    session.execute(
-                        "SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata WHERE oid = %s",
-                        (made.oid,),
-                    )
-                else:
-                    words = _DROP_WORDS.get(made.kind, made.kind.upper())
-                    session.execute("DROP %s IF EXISTS %s CASCADE" % (words, made.identity))
-            except BackupError as error:
-                log.warning("not_dropped", object=made.identity, message=error.message)
-        left = [each for each in objects(session) if (each.catalogue, each.oid) not in before]
-    if left:
-        log.warning("left_behind", objects=["%s %s" % (each.kind, each.identity) for each in left[:10]])
+def hold_lock(session: Session, target: str) -> None:
+    """LockedError while another restore has it. There is one for each target in each database that sessions are in, and
+    it ends with the session."""
+    sql = "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))"
+    if not session.value(sql, (_LOCK_CLASS, target)):
+        raise LockedError("another restore into database %s is running" % target, hint="Wait for it.")
+
+
+def marked(session: Session, mark: str) -> List[str]:
+    """The databases that bear this mark."""
+    sql = "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.shobj_description(oid, 'pg_database') = %s"
+    return [name for (name,) in session.rows(sql, (mark,))]
 
 
 class Maintenance:
     """The connection that makes, renames and drops databases; it holds the lock on the target's name."""
 
-    def __init__(self, server: Server, target: str) -> None:
+    def __init__(self, server: Server, target: str, mark: str = "") -> None:
+        """`mark`: the comment of what is made, to its end; else it bears one only until it takes its place."""
         self._server = server
         self._database = server.maintenance_db if server.maintenance_db != target else "template1"
         self._session = Session(server, self._database)
-        self._mark = UNFINISHED + target
-        self._made = 0  # OID of the database that was made
+        self._target, self._kept_mark = target, mark
+        self._mark = mark or UNFINISHED + target
+        self._name = ""  # of the database that was made, or may have been
+        self._made = 0  # its OID
         self.major = self._session.major
-        if not self._session.value(
-            "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))", (_LOCK_CLASS, target)
-        ):
+        try:
+            hold_lock(self._session, target)
+        except BaseException:
             self._session.close()
-            raise LockedError("another restore into database %s is running" % target, hint="Wait for it.")
+            raise
 
     def close(self) -> None:
         self._session.close()
@@ -192,24 +182,25 @@ class Maintenance:
     def sweep(self, log: Log) -> None:
         """Drop what restores into this target that were killed left behind. We hold its lock, so none is running; where
         a session is still at it, it stays."""
-        rows = self._session.rows(
-            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.shobj_description(oid, 'pg_database') = %s",
-            (self._mark,),
-        )
-        for (name,) in rows:
+        for name in marked(self._session, self._mark):
             try:
                 self._session.execute("DROP DATABASE IF EXISTS " + quote(name))
                 log.info("swept", object=name)
             except BackupError as error:
                 log.warning("not_swept", object=name, message=error.message)
 
-    def _mark_made(self, name: str) -> None:
-        """A database that was made bears its purpose until it takes its place."""
+    def _make(self, name: str, words: str) -> None:
+        """CREATE DATABASE. What was made bears its purpose until it takes its place."""
+        self._name = name
+        try:
+            self._session.execute(words)
+        except ServerError:
+            raise  # whether it was made is not known
+        except BackupError:
+            self._name = ""
+            raise
         self._session.execute("COMMENT ON DATABASE %s IS %s" % (quote(name), literal(self._mark)))
         self._made = int(self._session.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", (name,)))
-
-    def unmark(self, name: str) -> None:
-        self._session.execute("COMMENT ON DATABASE %s IS NULL" % quote(name))
 
     def made_is(self, name: str) -> bool:
         """Whether the database that was made bears this name now."""
@@ -217,8 +208,9 @@ class Maintenance:
         self._leave_transaction()
         return self._made != 0 and self._again(lambda: self._session.value(sql, (self._made,))) == name
 
-    def create(self, name: str, info: DatabaseInfo, no_owner: bool, role: str) -> None:
-        """A database with encoding, collation and owner of the backup's."""
+    def create(self, info: DatabaseInfo, no_owner: bool, role: str) -> str:
+        """A database with encoding, collation and owner of the backup's, under a name of its own, which is told."""
+        name = beside(self._target, self._session.codec)
         if role:
             self._session.execute("SET ROLE " + quote(role))
         words = ["CREATE DATABASE", quote(name), "TEMPLATE template0 ENCODING", literal(info.encoding)]
@@ -234,7 +226,7 @@ class Maintenance:
         if info.owner and not no_owner and not role:
             words += ["OWNER", quote(info.owner)]
         try:
-            self._session.execute(" ".join(words))
+            self._make(name, " ".join(words))
         except BackupError as error:
             if "role" in error.message and "does not exist" in error.message:
                 error.hint = "Create the role, or use no_owner."
@@ -242,16 +234,17 @@ class Maintenance:
         finally:
             if role:
                 self._session.execute("RESET ROLE")
-        self._mark_made(name)
+        return name
 
-    def create_like(self, name: str, role: str) -> None:
+    def create_like(self, role: str) -> str:
         """A database of the server's defaults, for a backup that does not say what its own was like."""
+        name = beside(self._target, self._session.codec)
         owner = " OWNER " + quote(role) if role else ""
-        self._session.execute("CREATE DATABASE %s TEMPLATE template0%s" % (quote(name), owner))
-        self._mark_made(name)
+        self._make(name, "CREATE DATABASE %s TEMPLATE template0%s" % (quote(name), owner))
+        return name
 
     def apply_properties(self, name: str, info: DatabaseInfo, no_owner: bool, no_privileges: bool) -> None:
-        """Settings, grants, comment and connection limit. After the load, which some of them would hinder."""
+        """Settings, grants and connection limit. After the load, which some of them would hinder."""
         database = quote(name)
         for role, setting, value in info.settings:
             words = "ALTER DATABASE %s" % database
@@ -269,25 +262,37 @@ class Maintenance:
                 to = quote(grantee) if grantee else "PUBLIC"
                 option = " WITH GRANT OPTION" if grantable else ""
                 self._session.execute("GRANT %s ON DATABASE %s TO %s%s" % (privilege, database, to, option))
-        if info.comment:
-            self._session.execute("COMMENT ON DATABASE %s IS %s" % (database, literal(info.comment)))
         if info.connection_limit >= 0:
             self._session.execute("ALTER DATABASE %s CONNECTION LIMIT %d" % (database, info.connection_limit))
+
+    def drop_made(self) -> None:
+        """Drop what was made, if anything was."""
+        if self._name:
+            self.drop(self._name)
+
+    def has(self, name: str) -> bool:
+        sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s"
+        return bool(self._again(lambda: self._session.rows(sql, (name,))))
 
     def drop(self, name: str) -> None:
         self._again(lambda: self._session.execute("DROP DATABASE IF EXISTS %s WITH (FORCE)" % quote(name)))
 
-    def rename(self, name: str, target: str) -> None:
-        with self._without_sessions(name):
-            self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+    def kept_name(self, moment: datetime) -> str:
+        """A name for the replaced database."""
+        return kept_name(self._target, moment, self._session.codec)
 
-    def swap(self, name: str, target: str, kept: str) -> None:
-        """`target` becomes `kept` and `name` becomes `target`, in one transaction: both or neither."""
-        with self._without_sessions(name, target):
+    def rename(self, name: str, comment: str, kept: str = "") -> None:
+        """The target becomes `kept`, if that is given, and `name` becomes the target, which gets its own comment in
+        place of its mark: in one transaction, all or nothing."""
+        target = quote(self._target)
+        with self._without_sessions(name, *([self._target] if kept else [])):
             self._session.execute("BEGIN")
             try:
-                self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(target), quote(kept)))
-                self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), quote(target)))
+                if kept:
+                    self._session.execute("ALTER DATABASE %s RENAME TO %s" % (target, quote(kept)))
+                self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), target))
+                said = self._kept_mark or comment
+                self._session.execute("COMMENT ON DATABASE %s IS %s" % (target, literal(said) if said else "NULL"))
                 self._session.execute("COMMIT")
             except BaseException:
                 self._leave_transaction()
@@ -328,18 +333,18 @@ class Maintenance:
             thread.join()
 
 
-def beside(target: str, run: str) -> str:
-    """A name for the database that is restored into before it is renamed."""
-    return _cut(target, "_pgstream_" + run)
+def beside(target: str, codec: str = "utf-8") -> str:
+    """A name of its own for the database that is restored into before it is renamed. `codec`: Python's name of the
+    encoding that the server counts the bytes of names in."""
+    return _cut(target, "_pgstream_" + secrets.token_hex(6), codec)
 
 
-def kept_name(target: str, moment: datetime) -> str:
-    """A name for the replaced database."""
-    return _cut(target, moment.strftime("_before_%Y%m%dT%H%M%SZ"))
+def kept_name(target: str, moment: datetime, codec: str = "utf-8") -> str:
+    return _cut(target, moment.strftime("_before_%Y%m%dT%H%M%SZ"), codec)
 
 
-def _cut(name: str, suffix: str) -> str:
-    return name.encode()[: NAME_LENGTH - len(suffix)].decode("utf-8", "ignore") + suffix
+def _cut(name: str, suffix: str, codec: str) -> str:
+    return name.encode(codec)[: NAME_LENGTH - len(suffix)].decode(codec, "ignore") + suffix
 
 
 def _setting_name(name: str) -> str:

@@ -1,0 +1,144 @@
+# Copyright (c) 2026 the pgstream.backup authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An empty database that is restored into: locked, looked at again, and emptied by a failure of what the run made.
+
+The server does not tell who made an object. What the backup has no name for is somebody else's, and so is a row before
+the definitions are complete; then nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Set, Tuple
+
+from .errors import BackupError, TargetError
+from .events import Log
+from .model import Server
+from .quoting import qualified
+from .session import AT_START, Session
+from .target import AFTER_LOSS, DatabaseObject, Target, hold_lock, objects
+
+_NAMED = 5  # objects in a message
+_DROP_WORDS = {
+    "composite type": "TYPE",
+    "foreign-data wrapper": "FOREIGN DATA WRAPPER",
+    "statistics object": "STATISTICS",
+}
+_OID = "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
+#: Relations and schemas by (catalogue, OID), as the listing of an archive begins them.
+_NAMES = """
+SELECT n.nspname, c.relname, c.relkind IN ('r', 'm')
+FROM ROWS FROM (pg_catalog.unnest(%s::oid[]), pg_catalog.unnest(%s::oid[])) AS made(catalogue, oid)
+JOIN pg_catalog.pg_class c ON c.oid = made.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE made.catalogue = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.relkind <> 'c'
+UNION ALL
+SELECT '-', n.nspname, false
+FROM ROWS FROM (pg_catalog.unnest(%s::oid[]), pg_catalog.unnest(%s::oid[])) AS made(catalogue, oid)
+JOIN pg_catalog.pg_namespace n ON n.oid = made.oid
+WHERE made.catalogue = 'pg_catalog.pg_namespace'::pg_catalog.regclass
+"""
+
+
+class EmptyDatabase:
+    """Holds the lock against another restore into this database until it is closed."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        """TargetError where it is not empty any more. Changes nothing."""
+        self._server, self._name = server, name
+        self._session = Session(server, name, patience=AT_START)
+        try:
+            hold_lock(self._session, name)
+            self._oid = self._session.value(_OID)
+            found = Target(name, True, tuple(objects(self._session)))
+            if found.content:
+                raise TargetError(
+                    "database %s is not empty any more: it %s" % (name, found.described()),
+                    hint="Somebody else filled it just now.",
+                )
+            self._codec = "latin-1" if self._session.encoding == "SQL_ASCII" else "utf-8"  # as archives are
+            roles = self._session.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname ~ '\\s'")
+            #: Roles whose names have spaces, as the listing of an archive shows them.
+            self.owners = [self._shown(name) for (name,) in roles]
+            self._before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in found.objects}
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        try:
+            self._session.execute("SELECT pg_catalog.pg_advisory_unlock_all()")  # the server is slower to end a session
+        except BackupError:
+            pass  # it is lost, and the lock with it
+        self._session.close()
+
+    def __enter__(self) -> EmptyDatabase:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _again(self) -> None:
+        """The lock once more, where the session was lost. TargetError where another database has the name now."""
+        try:
+            self._session.value("SELECT 1")
+        except BackupError:
+            self._session.close()
+            self._session = Session(self._server, self._name, patience=AFTER_LOSS)
+            hold_lock(self._session, self._name)
+            if self._session.value(_OID) != self._oid:
+                raise TargetError("another database is called %s now" % self._name) from None
+
+    def empty_again(self, names: Optional[Set[bytes]], defined: bool, failure: str, log: Log) -> None:
+        """Drop what was not in the database before. What cannot be dropped is named in a warning. TargetError, and
+        nothing dropped, where somebody else's objects are among it.
+
+        `names`: of what the definitions make, `schema name`; None: not known. `defined`: whether all of it was made.
+        """
+        self._again()
+        session = self._session
+        session.execute("SET client_min_messages = error")
+        made = self._made()
+        others = self._others(made, names, defined)
+        if others or "already exists" in failure:
+            raise TargetError(
+                "nothing was dropped, as somebody else made objects in database %s meanwhile%s"
+                % (self._name, ": " + ", ".join(others[:_NAMED]) if others else ""),
+                hint="Drop what this restore made, or make the database again.",
+            )
+        for each in made:
+            try:
+                if each.kind == "large object":
+                    session.execute(
+                        "SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata WHERE oid = %s",
+                        (each.oid,),
+                    )
+                else:
+                    words = _DROP_WORDS.get(each.kind, each.kind.upper())
+                    session.execute("DROP %s IF EXISTS %s CASCADE" % (words, each.identity))
+            except BackupError as error:
+                log.warning("not_dropped", object=each.identity, message=error.message)
+        left = self._made()
+        if left:
+            log.warning("left_behind", objects=["%s %s" % (each.kind, each.identity) for each in left[:10]])
+
+    def _made(self) -> List[DatabaseObject]:
+        return [each for each in objects(self._session) if (each.catalogue, each.oid) not in self._before]
+
+    def _others(self, made: List[DatabaseObject], names: Optional[Set[bytes]], defined: bool) -> List[str]:
+        """What the restore cannot have made."""
+        if names is None:
+            return []
+        session = self._session
+        places = [each.catalogue for each in made], [each.oid for each in made]
+        found = []
+        for space, name, rows in session.rows(_NAMES, (*places, *places)):
+            table = qualified(space, name)
+            if self._shown("%s %s" % (space, name)) not in names:
+                found.append(table if space != "-" else name)
+            elif rows and not defined and session.value("SELECT EXISTS (SELECT FROM ONLY %s)" % table):
+                found.append(table)
+        return found
+
+    def _shown(self, name: str) -> bytes:
+        return name.replace("\n", " ").replace("\r", " ").encode(self._codec)
