@@ -136,9 +136,8 @@ def _require_good_run(request: PruneRequest) -> None:
 
 
 def _require_sound(store: Store, newest: BackupInfo) -> None:
-    """The others go because there is this one: its index must be whole, down to the last sum, and of
-    what its key says. (Of an encrypted one, as
-    far as this host can look.)"""
+    """The others go because there is this one: its index must be whole, down to the last sum, and of what its
+    key says. (Of an encrypted one, as far as this host can look.)"""
     item = store.stat(newest.key)
     if item is None or item.size != newest.size:
         raise NotFoundError("%s changed while it was looked at: nothing is removed" % newest.key)
