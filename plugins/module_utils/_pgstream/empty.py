@@ -14,10 +14,9 @@ from typing import List, Optional, Set, Tuple
 
 from .errors import BackupError, TargetError
 from .events import Log
-from .model import Server
 from .quoting import qualified
-from .session import AT_START, Session
-from .target import AFTER_LOSS, DatabaseObject, Target, hold_lock, objects
+from .session import Session
+from .target import AFTER_LOSS, DatabaseObject, Held, Target, hold_lock, objects
 
 _NAMED = 5  # objects in a message
 _DROP_WORDS = {
@@ -40,43 +39,22 @@ WHERE made.catalogue = 'pg_catalog.pg_namespace'::pg_catalog.regclass
 """
 
 
-class EmptyDatabase:
-    """Holds the lock against another restore into this database until it is closed."""
+class EmptyDatabase(Held):
+    """TargetError, when it is opened, where the database is not empty any more."""
 
-    def __init__(self, server: Server, name: str) -> None:
-        """TargetError where it is not empty any more. Changes nothing."""
-        self._server, self._name = server, name
-        self._session = Session(server, name, patience=AT_START)
-        try:
-            hold_lock(self._session, name)
-            self._oid = self._session.value(_OID)
-            found = Target(name, True, tuple(objects(self._session)))
-            if found.content:
-                raise TargetError(
-                    "database %s is not empty any more: it %s" % (name, found.described()),
-                    hint="Somebody else filled it just now.",
-                )
-            self._codec = "latin-1" if self._session.encoding == "SQL_ASCII" else "utf-8"  # as archives are
-            roles = self._session.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname ~ '\\s'")
-            #: Roles whose names have spaces, as the listing of an archive shows them.
-            self.owners = [self._shown(name) for (name,) in roles]
-            self._before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in found.objects}
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        try:
-            self._session.execute("SELECT pg_catalog.pg_advisory_unlock_all()")  # the server is slower to end a session
-        except BackupError:
-            pass  # it is lost, and the lock with it
-        self._session.close()
-
-    def __enter__(self) -> EmptyDatabase:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def _look(self) -> None:
+        self._oid = self._session.value(_OID)
+        found = Target(self._name, True, tuple(objects(self._session)))
+        if found.content:
+            raise TargetError(
+                "database %s is not empty any more: it %s" % (self._name, found.described()),
+                hint="Somebody else filled it just now.",
+            )
+        self._codec = "latin-1" if self._session.encoding == "SQL_ASCII" else "utf-8"  # as archives are
+        roles = self._session.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname ~ '\\s'")
+        #: Roles whose names have spaces, as the listing of an archive shows them.
+        self.owners = [self._shown(name) for (name,) in roles]
+        self._before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in found.objects}
 
     def _again(self) -> None:
         """The lock once more, where the session was lost. TargetError where another database has the name now."""

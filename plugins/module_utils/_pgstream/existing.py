@@ -19,8 +19,8 @@ from .events import Log
 from .model import Server, Table
 from .postgres import extension_tables, table_facts
 from .quoting import qualified, quote
-from .session import AT_START, Session
-from .target import AFTER_LOSS, hold_lock
+from .session import Session
+from .target import AFTER_LOSS, Held
 
 _NAMED = 5  # tables in a message
 _REPLICA = "SET session_replication_role = replica"
@@ -76,48 +76,31 @@ class _Place:
         return self.source[len("ONLY ") :] if self.source.startswith("ONLY ") else self.source
 
 
-class ExistingTables:
-    """Holds the lock against another such restore in this database until it is closed."""
+class ExistingTables(Held):
+    """TargetError, when they are opened, where the tables are not as they must be."""
 
     def __init__(self, server: Server, database: str, tables: Sequence[Table]) -> None:
-        """TargetError where the tables are not as they must be. Changes nothing."""
-        self._server, self._database = server, database
-        self._session = Session(server, database, patience=AT_START)
-        try:
-            hold_lock(self._session, database)
-            self._session.execute("SET search_path = ''")
-            self._oids, self._places = self._look(tables)
-            self.triggers_off = self._turn_off()
-            self._refuse_rows()
-            self._refuse_triggers()
-        except BaseException:
-            self.close()
-            raise
+        self._tables = tables
+        super().__init__(server, database)
 
-    def close(self) -> None:
-        try:
-            self._session.execute("SELECT pg_catalog.pg_advisory_unlock_all()")  # the server is slower to end a session
-        except BackupError:
-            pass  # it is lost, and the lock with it
-        self._session.close()
-
-    def __enter__(self) -> ExistingTables:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def _look(self) -> None:
+        self._session.execute("SET search_path = ''")
+        self._oids, self._places = self._find(self._tables)
+        self.triggers_off = self._turn_off()
+        self._refuse_rows()
+        self._refuse_triggers()
 
     @property
     def names(self) -> List[str]:
         return [place.name for place in self._places]
 
-    def _look(self, tables: Sequence[Table]) -> Tuple[List[int], List[_Place]]:
+    def _find(self, tables: Sequence[Table]) -> Tuple[List[int], List[_Place]]:
         names = [table.schema for table in tables], [table.name for table in tables]
         found = {int(number): (int(oid), kind) for number, oid, kind in self._session.rows(_PLACES, names)}
         missing = [qualified(each.schema, each.name) for number, each in enumerate(tables) if number not in found]
         if missing:
             raise TargetError(
-                "database %s lacks %s" % (self._database, _listed("tables", missing)),
+                "database %s lacks %s" % (self._name, _listed("tables", missing)),
                 hint="Restore their definitions first, with content schema.",
             )
         oids = [oid for oid, _kind in found.values()]
@@ -196,7 +179,7 @@ class ExistingTables:
 
     def empty_again(self, log: Log) -> None:
         """Remove the rows. TRUNCATE and LOCK wait for what sessions of a killed psql are still at."""
-        with Session(self._server, self._database, patience=AFTER_LOSS) as session:
+        with Session(self._server, self._name, patience=AFTER_LOSS) as session:
             session.execute("SET search_path = ''")
             if self.triggers_off:
                 session.execute(_REPLICA)

@@ -17,7 +17,7 @@ from .errors import BackupError, LockedError, ServerError
 from .events import Log
 from .model import DatabaseInfo, Server
 from .quoting import literal, quote
-from .session import Session
+from .session import AT_START, Session
 
 AFTER_LOSS = 10.0  # seconds for which a server that went away is waited for, to clean up
 NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
@@ -84,6 +84,7 @@ ORDER BY CASE i.type WHEN 'event trigger' THEN 0 WHEN 'publication' THEN 1 WHEN 
          WHEN 'extension' THEN 5 ELSE 3 END, 4
 """ % " UNION ALL ".join(_SELECTS)
 Result = TypeVar("Result")
+HeldT = TypeVar("HeldT", bound="Held")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,37 @@ def hold_lock(session: Session, target: str) -> None:
     sql = "SELECT pg_catalog.pg_try_advisory_lock(%s, pg_catalog.hashtext(%s))"
     if not session.value(sql, (_LOCK_CLASS, target)):
         raise LockedError("another restore into database %s is running" % target, hint="Wait for it.")
+
+
+class Held:
+    """A session in the target itself, which holds the lock against another restore into it until it is closed."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._server, self._name = server, name
+        self._session = Session(server, name, patience=AT_START)
+        try:
+            hold_lock(self._session, name)
+            self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self) -> None:
+        """What is to be known of the target, under the lock."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        try:
+            self._session.execute("SELECT pg_catalog.pg_advisory_unlock_all()")  # the server is slower to end a session
+        except BackupError:
+            pass  # it is lost, and the lock with it
+        self._session.close()
+
+    def __enter__(self: HeldT) -> HeldT:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
 
 def marked(session: Session, mark: str) -> List[str]:
