@@ -115,15 +115,15 @@ class Job:
 
 def _plan(verb: str, log: Log) -> tuple[list[str], bool, bool]:
     """The databases, whether good backups are followed by pruning, and whether the globals are meant too."""
-    from pgstream import cluster, config, config_cluster, config_retention, patterns
+    from pgstream import cluster, config, config_cluster, config_retention
+    from pgstream.model import Server
 
     wanted = config_cluster.of_job(os.environ)
-    if not wanted.databases:
-        names = [os.environ.get("POSTGRES_DB", "")]  # none at all is for the engine to name among what is missing
-    elif wanted.fixed:
-        names = patterns.choose((), wanted.databases, wanted.exclude)[0]
-    else:  # any name: the server is asked for its maintenance database
-        server, _storage, _name = config.check_target(os.environ, {"POSTGRES_DB": "postgres"})
+    names = [os.environ.get("POSTGRES_DB", "")]  # none at all is for the engine to name among what is missing
+    if wanted.databases:
+        server = Server()  # is not asked for databases that are named
+        if not wanted.fixed:  # any name: it is the maintenance database that is asked
+            server, _storage, _name = config.check_target(os.environ, {"POSTGRES_DB": "postgres"})
         names = cluster.select(server, wanted.databases, wanted.exclude, log)
     return names, verb == "backup" and config_retention.is_given(os.environ), wanted.globals
 

@@ -141,18 +141,20 @@ def test_variables_name_them_too(site: Any, store: Path, command: Run) -> None:
 
 
 def test_databases_that_are_at_work_are_not_of_all(site: Any, command: Run) -> None:
-    """What a restore fills, and the scratch database of a drill: their comments tell, not their names."""
-    unfinished, scratch = "half_" + secrets.token_hex(4), "practice_" + secrets.token_hex(4)
-    ordinary = "shop_pgstream_drill_" + secrets.token_hex(4)
+    """What a restore fills, and the scratch database of a drill: name and comment tell, not one of them alone."""
+    unfinished, scratch = "half_pgstream_" + secrets.token_hex(6), "practice_pgstream_drill_" + secrets.token_hex(4)
+    named, salvaged = "shop_pgstream_drill_" + secrets.token_hex(4), "salvaged_" + secrets.token_hex(4)
     try:
-        for name in (unfinished, scratch, ordinary):
+        for name in (unfinished, scratch, named, salvaged):
             site.psql("CREATE DATABASE %s" % name)
-        site.psql("COMMENT ON DATABASE %s IS '%sshop'" % (unfinished, UNFINISHED))
+        for name in (unfinished, salvaged):
+            site.psql("COMMENT ON DATABASE %s IS '%sshop'" % (name, UNFINISHED))
         site.psql("COMMENT ON DATABASE %s IS '%s0123abcd'" % (scratch, DRILL))
         done = command(site, "backup", "--databases", "all", "--dry-run")
-        assert sorted(each["database"] for each in done.result["backups"]) == sorted([*ODD, "postgres", ordinary])
+        meant = sorted(each["database"] for each in done.result["backups"])
+        assert meant == sorted([*ODD, "postgres", named, salvaged])
     finally:
-        for name in (unfinished, scratch, ordinary):
+        for name in (unfinished, scratch, named, salvaged):
             site.dropdb(name)
 
 

@@ -187,6 +187,7 @@ def test_a_database_of_the_temporary_name(
     for number, options in enumerate(({}, {"correlation_id": "mine"})):
         other = name + "_pgstream_" + ("0" * 12 if not number else "mine")
         postgres.createdb(other)
+        postgres.psql("CREATE TABLE precious (a int)", other)
         try:
             with monkeypatch.context() as patch:
                 if not number:
@@ -258,6 +259,42 @@ def test_killed_at_the_rename(
     postgres.psql('COMMENT ON DATABASE "%s" IS NULL' % database)
     assert database in names and left not in names
     postgres.dropdb(left)
+
+
+def test_a_comment_alone_drops_no_database(
+    postgres: Any, databases: Callable[[], str], sound: Tuple[Storage, str], tmp_path: Path
+) -> None:
+    """One that was left by a killed restore and put to use, and one that came with the backup of such."""
+    name, copy, server = databases(), databases(), server_of(postgres)
+    mark = target.UNFINISHED + name
+    postgres.psql("COMMENT ON DATABASE \"%s\" IS '%s'" % (name, mark))
+    postgres.createdb("other")
+    storage = local_storage(tmp_path / "store")
+    made = back_up(server, name, storage)
+    restore(server, storage, made.key, database=copy, strategy="swap", keep_old=False)
+    said = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = '%s'"
+    assert value(postgres, said % copy, "postgres") == ""
+    postgres.psql("COMMENT ON DATABASE other IS '%s'; COMMENT ON DATABASE \"%s\" IS '%s'" % (mark, copy, mark))
+    names: List[str] = cluster.select(server, ["all"], [], Log())
+    log = KeptLog()
+    restore(server, *sound, log=log, database=name, strategy="swap", keep_old=False)
+    assert "swept" not in log.events() and {name, copy, "other"} <= set(names)
+    assert postgres.psql("SELECT count(*) FROM pg_database WHERE datname IN ('%s', 'other')" % copy).strip() == "2"
+    postgres.dropdb("other")
+
+
+def test_what_was_killed_before_it_was_marked(
+    postgres: Any, databases: Callable[[], str], sound: Tuple[Storage, str]
+) -> None:
+    """Swept if it is empty, as it must be."""
+    name = databases()
+    empty, full = (name + "_pgstream_" + digit * 12 for digit in "ab")
+    for left in (empty, full):
+        postgres.createdb(left)
+    postgres.psql("CREATE TABLE precious (a int)", full)
+    restore(server_of(postgres), *sound, database=name, strategy="swap", keep_old=False)
+    assert databases_like(postgres, name) == sorted([name, full])
+    postgres.dropdb(full)
 
 
 def test_the_comment_of_the_backup_comes_with_the_rename(

@@ -202,6 +202,7 @@ def test_without_a_name_the_engine_says_what_is_missing(job: Job) -> None:
         ({"BACKUP_GLOBALS": "enabled"}, "BACKUP_GLOBALS must be true or false, not 'enabled'"),
         ({"BACKUP_DATABASES": "", "BACKUP_ALL_DATABASES": "ture"}, "BACKUP_ALL_DATABASES must be true or false"),
         ({"BACKUP_DATABASES": " , "}, "BACKUP_DATABASES names no database"),
+        ({"BACKUP_EXCLUDE_DATABASES": "sh*"}, "no database matches shop without sh*"),
     ],
 )
 def test_what_cannot_be_read_fails_the_job(job: Job, variables: Dict[str, str], said: str) -> None:

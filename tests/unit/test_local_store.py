@@ -321,6 +321,30 @@ def test_what_replaced_another_is_better_than_none(
     assert upload.abort() is None and store.read(KEY, 0, 3) == b"new" and files(tmp_path) == [KEY]
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_where_open_files_live_on_under_another_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """As NFS has it. What failed or was interrupted before it had its name is never told for made, nor taken for what
+    stands under that name."""
+    if overwrite:
+        put(store, KEY, b"old")
+    monkeypatch.setattr(module, "_unlink", lambda path: os.rename(path, os.path.join(os.path.dirname(path), ".nfs01")))
+    for error in (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            upload = store.begin(KEY, overwrite)
+            upload.write([b"new"])
+
+            def fail(_descriptor: int, error: BaseException = error) -> None:
+                raise error
+
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises((StorageError, KeyboardInterrupt)):
+                upload.commit()
+            assert upload.abort() is None
+            assert (listed(store), overwrite and store.read(KEY, 0, 3)) == ([KEY], b"old") if overwrite else ([], False)
+
+
 def test_the_longest_name_of_a_database_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1 << 22)  # the largest that Linux gives
     store = module.LocalStore(Storage(kind="local", directory=str(tmp_path), prefix="p"))

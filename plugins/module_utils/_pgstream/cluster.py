@@ -24,7 +24,7 @@ from .model import BackupResult, Server
 from .patterns import ALL, choose, is_wildcard
 from .session import AT_START, Session
 from .stages import stage
-from .target import DRILL, UNFINISHED
+from .target import DRILL, MADE, UNFINISHED
 
 GLOBALS = "the globals"  # how they are called where a database would be named
 #: Names as bytes: each is in the encoding of whoever gave it.
@@ -33,8 +33,8 @@ GLOBALS = "the globals"  # how they are called where a database would be named
 _QUERY = """
 SELECT pg_catalog.namesend(datname) FROM pg_catalog.pg_database
 WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2
-  AND NOT pg_catalog.starts_with(COALESCE(pg_catalog.shobj_description(oid, 'pg_database'), ''), %s)
-  AND NOT pg_catalog.starts_with(COALESCE(pg_catalog.shobj_description(oid, 'pg_database'), ''), %s)
+  AND NOT (datname ~ %s AND (pg_catalog.starts_with(COALESCE(pg_catalog.shobj_description(oid, 'pg_database'), ''), %s)
+    OR pg_catalog.starts_with(COALESCE(pg_catalog.shobj_description(oid, 'pg_database'), ''), %s)))
 ORDER BY datname
 """
 
@@ -155,7 +155,7 @@ def select(server: Server, wanted: Sequence[str], excluded: Sequence[str], log: 
     existing: List[str] = []
     if ALL in wanted or any(map(is_wildcard, wanted)):
         with Session(server, server.maintenance_db, patience=AT_START) as session:
-            rows = session.rows(_QUERY, (UNFINISHED, DRILL))
+            rows = session.rows(_QUERY, (MADE, UNFINISHED, DRILL))
         existing = [bytes(name).decode("utf-8", "surrogateescape") for (name,) in rows]
     names, idle = choose(existing, wanted, excluded)
     if not names:

@@ -26,7 +26,7 @@ from .quoting import qualified, quote
 from .session import Session, session_settings, share_out
 from .stages import stage
 from .store import StoredObject
-from .target import DRILL, marked
+from .target import DRILL, MADE, marked
 from .verify import Proof
 
 _ID_LENGTH = 8  # hexadecimal digits
@@ -156,6 +156,8 @@ class _Lock:
         # The databases first: a drill takes its lock before it makes one, and drops it before the lock goes.
         databases = self._session.rows(
             "SELECT datname, pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database"
+            " WHERE datname ~ %s",
+            (MADE,),
         )
         query = "SELECT objid::bigint FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND classid::bigint = %s"
         alive = {int(number) for (number,) in self._session.rows(query, (_LOCK_CLASS,))}

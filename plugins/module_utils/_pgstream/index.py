@@ -39,6 +39,8 @@ def index_text(index: Index) -> bytes:
     """The index as SQL comment lines, one JSON object each: the head, then the tables, then the blocks."""
     head = dataclasses.asdict(index)
     del head["tables"], head["blocks"]
+    if not head["passwords"]:
+        del head["passwords"]  # only said of globals
     lines: List[Dict[str, Any]] = [{"index": head}]
     lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
     lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]

@@ -24,6 +24,7 @@ NAME_LENGTH = 63  # bytes; NAMEDATALEN - 1
 _LOCK_CLASS = 0x70677372  # "pgsr": first half of the advisory lock's key, beside the hash of the target's name
 UNFINISHED = "pgstream.backup: unfinished restore of "  # begins the comment of a database that is restored into
 DRILL = "pgstream.backup: drill "  # begins that of the database of a drill; its id follows
+MADE = "_pgstream_(drill_[0-9a-f]{8}|[0-9a-f]{12})$"  # a regular expression: how names of both end
 #: Settings stored as lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c).
 _NAME_LISTS = (
     "local_preload_libraries",
@@ -83,6 +84,7 @@ WHERE i.type IS NOT NULL
 ORDER BY CASE i.type WHEN 'event trigger' THEN 0 WHEN 'publication' THEN 1 WHEN 'table' THEN 2 WHEN 'schema' THEN 4
          WHEN 'extension' THEN 5 ELSE 3 END, 4
 """ % " UNION ALL ".join(_SELECTS)
+_DIGITS = 12  # random ones, at the end of a name
 Result = TypeVar("Result")
 HeldT = TypeVar("HeldT", bound="Held")
 
@@ -175,9 +177,13 @@ class Held:
 
 
 def marked(session: Session, mark: str) -> List[str]:
-    """The databases that bear this mark."""
-    sql = "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.shobj_description(oid, 'pg_database') = %s"
-    return [name for (name,) in session.rows(sql, (mark,))]
+    """The databases that bear this mark, and a name as the engine gives: a comment alone may have come with a restore,
+    or stayed where somebody put what a killed one left to use."""
+    sql = (
+        "SELECT datname FROM pg_catalog.pg_database"
+        " WHERE pg_catalog.shobj_description(oid, 'pg_database') = %s AND datname ~ %s"
+    )
+    return [name for (name,) in session.rows(sql, (mark, MADE))]
 
 
 class Maintenance:
@@ -214,12 +220,29 @@ class Maintenance:
     def sweep(self, log: Log) -> None:
         """Drop what restores into this target that were killed left behind. We hold its lock, so none is running; where
         a session is still at it, it stays."""
-        for name in marked(self._session, self._mark):
+        for name in marked(self._session, self._mark) + self._unmarked():
             try:
                 self._session.execute("DROP DATABASE IF EXISTS " + quote(name))
                 log.info("swept", object=name)
             except BackupError as error:
                 log.warning("not_swept", object=name, message=error.message)
+
+    def _unmarked(self) -> List[str]:
+        """Those that were made, and whose makers were killed before they could mark them: still empty."""
+        start = beside(self._target, self._session.codec)[:-_DIGITS]
+        found = self._session.rows(
+            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname::text, %s)"
+            " AND pg_catalog.shobj_description(oid, 'pg_database') IS NULL AND datname ~ %s",
+            (start, MADE),
+        )
+        return [name for (name,) in found if len(name) == len(start) + _DIGITS and self._is_empty(name)]
+
+    def _is_empty(self, name: str) -> bool:
+        try:
+            with Session(self._server, name) as session:
+                return not Target(name, True, tuple(objects(session))).content
+        except BackupError:
+            return False
 
     def _make(self, name: str, words: str) -> None:
         """CREATE DATABASE. What was made bears its purpose until it takes its place."""
@@ -323,7 +346,8 @@ class Maintenance:
                 if kept:
                     self._session.execute("ALTER DATABASE %s RENAME TO %s" % (target, quote(kept)))
                 self._session.execute("ALTER DATABASE %s RENAME TO %s" % (quote(name), target))
-                said = self._kept_mark or comment
+                own = "" if comment.startswith((UNFINISHED, DRILL)) else comment  # a backup of what was unfinished
+                said = self._kept_mark or own
                 self._session.execute("COMMENT ON DATABASE %s IS %s" % (target, literal(said) if said else "NULL"))
                 self._session.execute("COMMIT")
             except BaseException:
@@ -368,7 +392,7 @@ class Maintenance:
 def beside(target: str, codec: str = "utf-8") -> str:
     """A name of its own for the database that is restored into before it is renamed. `codec`: Python's name of the
     encoding that the server counts the bytes of names in."""
-    return _cut(target, "_pgstream_" + secrets.token_hex(6), codec)
+    return _cut(target, "_pgstream_" + secrets.token_hex(_DIGITS // 2), codec)
 
 
 def kept_name(target: str, moment: datetime, codec: str = "utf-8") -> str:

@@ -188,13 +188,21 @@ class _LocalUpload(Upload):
             return self._made
         try:
             _unlink(self._temporary)
-            if os.fstat(self._fd).st_nlink:  # it has its own name already
+            if self._is_named():
                 self._settle()
-            return _stored(self._key, os.fstat(self._fd)) if os.fstat(self._fd).st_nlink and not self._failed else None
+            return _stored(self._key, os.fstat(self._fd)) if not self._failed and self._is_named() else None
         except OSError as error:
             raise _translate(error) from error
         finally:
             self._close()
+
+    def _is_named(self) -> bool:
+        """Whether it has its own name already. Its count of links does not tell: NFS keeps an open file that is removed
+        under another name."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
 
     def _settle(self) -> None:
         """A commit that was interrupted is brought to its end. One that failed is taken back, unless another object was

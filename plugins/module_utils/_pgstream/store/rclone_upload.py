@@ -45,7 +45,7 @@ class RcloneUpload(Upload):
         self._process: Optional[Process] = None
         self._options: Sequence[str] = ()
         self._size = 0
-        self._renaming = False
+        self._renaming = self._replaces = False
         self._done = False
         self._made: Optional[StoredObject] = None
         # Says at once whether this can be written: rcat itself would find out with the first part of the stream.
@@ -135,9 +135,10 @@ class RcloneUpload(Upload):
         flag = "--ignore-times" if self._overwrite else "--ignore-existing"
         retry = Retry(self._client.storage.stall_timeout, patient=True)
         source, target = self._client.place(self._partial), self._client.place(self._key)
-        self._renaming = True
-        if not self._overwrite and self._client.stat(self._key, patient=True):
+        there = self._client.stat(self._key, patient=True) is not None
+        if there and not self._overwrite:
             raise self._taken()
+        self._renaming, self._replaces = True, there
         while True:
             failure: Optional[RcloneError] = None
             try:
@@ -206,7 +207,7 @@ class RcloneUpload(Upload):
         """What a renaming that was interrupted, or failed, made all the same."""
         found = self._client.stat(self._key)
         left = self._client.stat(self._partial)
-        if found is None and self._overwrite:
+        if found is None and self._replaces:
             raise StorageError("the object that was to be replaced is gone, and %s is whole" % self._partial,
                                hint="Rename it: rclone moveto")  # fmt: skip
         if found and (left is None or self._is_ours(self._key, False)):
