@@ -414,7 +414,8 @@ def test_latest_and_latest_before(postgres: Any, databases: Callable[[], str], s
     for number, day in enumerate(("2026-01-01", "2026-01-03", "2026-01-02")):
         postgres.psql("DROP TABLE IF EXISTS t; CREATE TABLE t AS SELECT %d AS n" % number, source)
         back_up(server, source, storage, key="a/b/%s_%sT02:00:00Z.sql.gz" % (source, day))
-    back_up(server, source, storage, key="a/b/%s_x_2026-02-01T02:00:00Z.sql.gz" % source)  # of another database
+    place = {"Bucket": bucket, "Key": "a/b/%s_2026-01-01T02:00:00Z.sql.gz" % source}
+    s3.client().copy_object(Bucket=bucket, Key="a/b/%s_x_2026-02-01T02:00:00Z.sql.gz" % source, CopySource=place)
     for before, number in (("", "1"), ("2026-01-03T02:00:00Z", "2"), ("2026-01-02T03:30:00+02:00", "0")):
         restore(
             server, storage, "latest", source_database=source, database=copy, latest_before=before,
