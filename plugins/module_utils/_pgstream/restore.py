@@ -286,7 +286,7 @@ class _Run:
     def _rest(self, loader: Loader, index: Index, choice: Selection, limit: int) -> None:
         """`limit`: stored bytes of a transaction."""
         store, key = self.planned.store, self.planned.item.key
-        if choice.entries is None:
+        if choice.tables is None:
             unwanted: Tuple[bytes, ...] = (b"ALTER LARGE OBJECT ",) if self.request.no_owner else ()
             if self.request.no_privileges:
                 unwanted += (b"GRANT ", b"REVOKE ")

@@ -64,7 +64,7 @@ def plan(request: RestoreRequest, log: Log) -> Plan:
         selection = None
         if index is not None:
             with stage("reading the schema archive"):
-                selection = choose(store, item.key, index, request, clients, Processes())
+                selection = choose(store, item.key, index, request, clients, Processes(), log)
             if request.content == "data":
                 ExistingTables(request.server, name, selection.chosen(index)).close()
     return Plan(replace(request, database=name), store, item, index, selection, found, how, clients, major)

@@ -229,6 +229,25 @@ def select(toc: Sequence[Entry], named: Set[int]) -> Tuple[List[Entry], Set[int]
     return [entry for entry in toc if entry.dump_id in picked], tables_chosen
 
 
+def whole(toc: Sequence[Entry]) -> Tuple[List[Entry], List[Entry]]:
+    """The entries of a filtered backup, and those of them that refer to a relation which is not in it: foreign keys,
+    attachments of partitions and of their indexes. pg_dump writes them all the same, without that dependency."""
+    kinds = {entry.dump_id: _split(entry)[0] for entry in toc}
+    keys = (b"CONSTRAINT", b"INDEX")
+    lost: Set[int] = set()
+    for entry in toc:
+        kind = kinds[entry.dump_id]
+        indexes = sum(kinds.get(number) in keys for number in set(entry.needs))
+        if (
+            (kind == b"FK CONSTRAINT" and not indexes)  # that of the table it refers to
+            or (kind == b"TABLE ATTACH" and len(set(entry.needs)) < 2)  # the partition, and its parent
+            or (kind == b"INDEX ATTACH" and indexes < 2)
+        ):
+            lost.add(entry.dump_id)
+    lost |= {entry.dump_id for entry in toc if kinds[entry.dump_id] == b"COMMENT" and lost & set(entry.needs)}
+    return [entry for entry in toc if entry.dump_id not in lost], [entry for entry in toc if entry.dump_id in lost]
+
+
 def count_indexes(dumped: bytes) -> int:
     """About how many indexes the schema archive has, by the statements that stand in it."""
     return len(_INDEX.findall(dumped))
