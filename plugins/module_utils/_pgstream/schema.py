@@ -24,6 +24,7 @@ _PG_EXTENSION = 3079
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
+_NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
 
@@ -167,14 +168,13 @@ def _script_of(clients: Clients, processes: Processes, archive: bytes, entries: 
         os.close(file)
 
 
-def names(toc: Sequence[Entry], owners: Sequence[bytes] = ()) -> Set[bytes]:
-    """`schema name` of the entries. `owners`: roles with a space in their names; others are the last word."""
-    found = set()
-    for entry in toc:
-        rest = _split(entry)[1]
-        owner = next((each for each in owners if rest.endswith(b" " + each)), rest.rpartition(b" ")[2])
-        found.add(rest[: len(rest) - len(owner) - 1])
-    return found
+def names(clients: Clients, processes: Processes, archive: bytes, entries: Optional[Sequence[Entry]]) -> Set[bytes]:
+    """`schema name` of these entries (None: all), by the comments before their statements; "-" is no schema."""
+    if entries is None:
+        script = pg_restore_text(clients, processes, archive, ["-f", "-"])
+    else:
+        script = _script_of(clients, processes, archive, entries)
+    return {match.group(2) + b" " + match.group(1) for match in _NAMED.finditer(script)}
 
 
 def with_partitions(toc: Sequence[Entry], chosen: Set[int]) -> Set[int]:
