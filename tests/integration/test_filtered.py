@@ -106,6 +106,14 @@ def test_latest_without_a_whole_one_is_a_filtered_one_and_says_so(site: Site) ->
     assert done.code == 0 and done.result["key"] == part and done.result["rows"] == 10
     assert "filtered" in done.result["message"] and "filtered_backup" in [line["event"] for line in done.errors]
     assert "filtered" in site("verify", "latest", "--level", "index").result["message"]
+    for more in ([], ["--dry-run"], ["--drop-old"]):
+        site.refused("restore", "latest", "--strategy", "swap", *more, said="the only backup is a filtered one")
+    done = site("restore", part, "--strategy", "swap", "--dry-run")
+    assert done.code == 0 and done.result["key"] == part
+    into = ("--target-db", copy, "--source-db", site.database, "--create", "--dry-run")
+    done = site("restore", "latest", "--latest-before", "2999-01-31T02:00:00Z", *into)
+    (said,) = [line["message"] for line in done.errors if line["event"] == "filtered_backup"]
+    assert done.code == 0 and said.startswith("There is no backup of the whole database before 2999-")
     site.made()
     assert "filtered" not in site("verify", "latest", "--level", "index").result["message"]
 
