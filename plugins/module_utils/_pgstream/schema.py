@@ -129,10 +129,10 @@ def contents(toc: Sequence[Entry]) -> Contents:
     return Contents(relations, sequences, extensions)
 
 
-def listed(clients: Clients, processes: Processes, archive: bytes, schema: str, table: str = "") -> Set[int]:
-    """The dump ids of what lies in a schema, or of a (schema or "", relation), by pg_restore's own choice, which takes
-    names as they are: its listing, "schema name owner" with spaces in any of them, does not tell them apart."""
-    arguments = ["-l"] + (["--schema=" + schema] if schema else []) + (["--table=" + table] if table else [])
+def listed(clients: Clients, processes: Processes, archive: bytes, schema: str, *tables: str) -> Set[int]:
+    """The dump ids of what lies in a schema, or of relations in it ("": in any), by pg_restore's own choice, which
+    takes names as they are: its listing, "schema name owner" with spaces in any of them, does not tell them apart."""
+    arguments = ["-l"] + (["--schema=" + schema] if schema else []) + ["--table=" + table for table in tables]
     lines = pg_restore_text(clients, processes, archive, arguments).split(b"\n")
     return {int(match.group(1)) for match in map(_ENTRY.match, lines) if match}
 
@@ -246,6 +246,11 @@ def whole(toc: Sequence[Entry]) -> Tuple[List[Entry], List[Entry]]:
             lost.add(entry.dump_id)
     lost |= {entry.dump_id for entry in toc if kinds[entry.dump_id] == b"COMMENT" and lost & set(entry.needs)}
     return [entry for entry in toc if entry.dump_id not in lost], [entry for entry in toc if entry.dump_id in lost]
+
+
+def count_relations(toc: Sequence[Entry], chosen: Set[int]) -> int:
+    """How many of these dump ids are relations, as pg_restore's --table takes them."""
+    return sum(entry.dump_id in chosen and _split(entry)[0] in _RELATIONS for entry in toc)
 
 
 def count_indexes(dumped: bytes) -> int:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -113,9 +114,23 @@ def _picked(
         if not found:
             unknown.append(space)
         named |= found
+    several: Dict[str, List[str]] = {}
     for wanted in request.tables:
-        space, name = wanted.split(".", 1) if "." in wanted else ("", wanted)
-        found = schema.listed(clients, processes, dumped, space, name)
+        space, _dot, name = wanted.partition(".")
+        several.setdefault(space if name else "", []).append(wanted)
+    single: List[str] = []
+    for space, group in several.items():
+        names = {wanted.partition(".")[2] for wanted in group}
+        # In a schema a name means one relation: with as many as names, each has its own. pg_restore is asked but once.
+        found = schema.listed(clients, processes, dumped, space, *names) if space and len(names) > 1 else set()
+        if request.content != "data" and found and schema.count_relations(toc, found) == len(names):
+            named |= found
+        else:
+            single += group
+    for wanted in single:
+        found = set()
+        for space, name in _places(wanted):
+            found = found or schema.listed(clients, processes, dumped, space, name)
         if not found:
             unknown.append(wanted)
         elif not _holds_values(index, toc, found):
@@ -133,6 +148,14 @@ def _picked(
         )
     entries, oids = schema.select(toc, named)
     return entries, {table.number for table in index.tables if table.oid in oids}
+
+
+def _places(wanted: str) -> Iterator[Tuple[str, str]]:
+    """(schema or "", name) that `wanted` may mean: either may have dots in it."""
+    if "." not in wanted:
+        yield "", wanted
+    for match in re.finditer(r"\.", wanted):
+        yield wanted[: match.start()], wanted[match.end() :]
 
 
 def _holds_values(index: Index, toc: Sequence[schema.Entry], named: Set[int]) -> bool:
