@@ -65,10 +65,10 @@ def value(postgres: Any, sql: str, database: str) -> str:
     return str(postgres.psql(sql, database)).strip()
 
 
-def ended(postgres: Any, database: str) -> None:
-    """End psql's sessions in a database."""
-    sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '%s'" % database
-    sql += " AND application_name = 'psql'"
+def ended(postgres: Any, gate: Any) -> None:
+    """End the session that is held."""
+    sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE client_port = %d" % gate.client_port
+    assert value(postgres, sql, "postgres") == "1"
     wait_until(lambda: value(postgres, sql, "postgres") == "0", "psql's session to end")
 
 
@@ -127,7 +127,7 @@ def test_what_others_make_meanwhile_is_not_dropped(
     gate, run = held(pg_proxy, moment, postgres, spoilt, log, database=database)
     postgres.psql("CREATE TABLE %s AS SELECT 7 AS a" % table, database)
     if end:
-        ended(postgres, database)
+        ended(postgres, gate)
     gate.release()
     with pytest.raises(BackupError):
         run.result()
@@ -189,7 +189,7 @@ def test_objects_of_every_kind_are_told_from_others(
     if theirs:
         postgres.psql(theirs, database)
     if moment != b"CREATE UNIQUE INDEX t_which":
-        ended(postgres, database)
+        ended(postgres, gate)
     gate.release()
     with pytest.raises(BackupError):
         run.result()
