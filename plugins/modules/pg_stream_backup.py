@@ -144,7 +144,9 @@ options:
     default: []
   exclude_table_data:
     description: Keep these tables' definitions but not their rows. Patterns as C(pg_dump --exclude-table-data) has
-      them.
+      them. Where rows refer to those by a foreign key, a restore of all fails at it; one without them goes by
+      O(pgstream.backup.pg_stream_restore#module:content) V(schema) or
+      O(pgstream.backup.pg_stream_restore#module:tables).
     type: list
     elements: str
     default: []

@@ -45,7 +45,7 @@ options:
     description:
       - Key of the backup, with or without O(prefix), as RV(pgstream.backup.pg_stream_backup#module:key) has it.
       - V(latest) is the newest backup of the database under O(prefix). A filtered one only where there is none of the
-        whole database, with a warning.
+        whole database, with a warning, and not for O(strategy=swap).
     type: str
     required: true
   latest_before:

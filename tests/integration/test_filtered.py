@@ -106,8 +106,67 @@ def test_latest_without_a_whole_one_is_a_filtered_one_and_says_so(site: Site) ->
     assert done.code == 0 and done.result["key"] == part and done.result["rows"] == 10
     assert "filtered" in done.result["message"] and "filtered_backup" in [line["event"] for line in done.errors]
     assert "filtered" in site("verify", "latest", "--level", "index").result["message"]
+    for more in ([], ["--dry-run"], ["--drop-old"]):
+        site.refused("restore", "latest", "--strategy", "swap", *more, said="the only backup is a filtered one")
+    done = site("restore", part, "--strategy", "swap", "--dry-run")
+    assert done.code == 0 and done.result["key"] == part
+    into = ("--target-db", copy, "--source-db", site.database, "--create", "--dry-run")
+    done = site("restore", "latest", "--latest-before", "2999-01-31T02:00:00Z", *into)
+    (said,) = [line["message"] for line in done.errors if line["event"] == "filtered_backup"]
+    assert done.code == 0 and said.startswith("There is no backup of the whole database before 2999-")
     site.made()
     assert "filtered" not in site("verify", "latest", "--level", "index").result["message"]
+
+
+REFERRING = """
+CREATE TABLE customer (id int PRIMARY KEY); CREATE TABLE kind (id int); CREATE UNIQUE INDEX ON kind (id);
+CREATE TABLE orders (id int PRIMARY KEY, c int REFERENCES customer, k int REFERENCES kind (id),
+    before int REFERENCES orders);
+COMMENT ON CONSTRAINT orders_c_fkey ON orders IS 'whose';
+INSERT INTO customer VALUES (1); INSERT INTO kind VALUES (1); INSERT INTO orders VALUES (1, 1, 1, 1);
+CREATE SCHEMA arch; CREATE TABLE m (id int PRIMARY KEY, x int) PARTITION BY RANGE (id); CREATE INDEX ON m (x);
+CREATE TABLE arch.m1 PARTITION OF m FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);
+CREATE TABLE arch.m2 PARTITION OF arch.m1 FOR VALUES FROM (0) TO (10); INSERT INTO m VALUES (1, 2);
+SELECT lo_from_bytea(7, 'large');
+"""
+KEYS = "SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE contype = 'f'"
+PARTITIONS = "SELECT string_agg(name, ',' ORDER BY name COLLATE \"C\")"
+PARTITIONS += " FROM (SELECT inhrelid::regclass::text AS name FROM pg_inherits) AS attached"
+
+
+@pytest.mark.parametrize(
+    "taken, chosen, keys, partitions, left_out",
+    [
+        (["--table", "orders"], [], "orders_before_fkey", "", 2),
+        (["--table", "orders"], ["--table", "orders"], "orders_before_fkey", "", 2),
+        (["--table", "orders"], ["--schema-only"], "orders_before_fkey", "", 2),
+        (["--table", "orders", "--table", "kind"], [], "orders_before_fkey,orders_k_fkey", "", 1),
+        (["--table", "orders", "--table", "kind"], ["--table", "kind"], "", "", 0),
+        (["--schema", "arch"], [], "", "arch.m2,arch.m2_pkey,arch.m2_x_idx", 3),
+        (["--exclude-table", "a"], [], "orders_before_fkey,orders_c_fkey,orders_k_fkey",
+         "arch.m1,arch.m1_pkey,arch.m1_x_idx,arch.m2,arch.m2_pkey,arch.m2_x_idx", 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_refers_to_what_is_not_in_it_is_left_out(
+    site: Site,
+    databases: Callable[[], str],
+    taken: List[str],
+    chosen: List[str],
+    keys: str,
+    partitions: str,
+    left_out: int,
+) -> None:
+    """A foreign key, or the attachment of a partition or of its index; pg_dump has them in the archive all the same."""
+    site.postgres.psql("DROP VIEW seen;" + REFERRING, site.database)
+    copy = databases()
+    done = site("restore", site.made(*taken), "--target-db", copy, *chosen)
+    assert done.code == 0, done.err
+    assert site.postgres.psql(KEYS, copy).strip() == keys
+    assert site.postgres.psql(PARTITIONS, copy).strip() == partitions
+    assert sum(line["count"] for line in done.errors if line["event"] == "left_out") == left_out
+    there = site.postgres.psql("SELECT count(*) FROM pg_largeobject_metadata", copy).strip()
+    assert there == ("1" if taken[0].startswith("--exclude") else "0")
 
 
 def test_encrypted_ones_are_told_apart_without_an_identity(site: Site) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Tuple
 
 import pytest
+from _pgstream import schema
 from _pgstream.errors import UsageError
 from _pgstream.model import Storage
 
@@ -29,6 +30,8 @@ CREATE TABLE a (id serial); CREATE TABLE "a b" (id serial); CREATE VIEW "a v" AS
 SELECT setval('a_id_seq', 70); SELECT setval('"a b_id_seq"', 80);
 CREATE SEQUENCE q; CREATE SEQUENCE "q r"; SELECT setval('q', 5); SELECT setval('"q r"', 6);
 CREATE SCHEMA s; CREATE SCHEMA "s one"; CREATE SCHEMA none; CREATE SCHEMA "none at all";
+CREATE SCHEMA "d.o t"; CREATE TABLE "d.o t"."x.y" AS SELECT 1 AS a; CREATE TABLE s."t.u" AS SELECT 1 AS a;
+CREATE MATERIALIZED VIEW s.mv AS SELECT 1 AS one;
 CREATE TABLE s.t AS SELECT 1 AS a; CREATE TABLE "s one".t AS SELECT 2 AS a; CREATE VIEW "s one".v AS SELECT 1 AS one;
 """
 THERE = """
@@ -104,7 +107,9 @@ def test_children_that_inherit_do_not_come(postgres: Any, database: str, backup:
         ({"tables": ("a v",)}, "public.a v"),
         ({"tables": ("q",)}, "public.q"),
         ({"tables": ("q r",)}, "public.q r"),
-        ({"schemas": ("s",)}, "s.t"),
+        ({"tables": ("d.o t.x.y", "s.t.u")}, "d.o t.x.y,s.t.u"),
+        ({"tables": ("s.t", "s.t.u", "s.mv", "public.q", "public.a v", "public.q")}, "public.a v,public.q,s.t,s.t.u"),
+        ({"schemas": ("s",)}, "s.t,s.t.u"),
         ({"schemas": ("s one",)}, "s one.t,s one.v"),
     ],
     ids=str,
@@ -118,6 +123,19 @@ def test_names_that_begin_alike(
     for name in set(there.split(",")) & set(wanted):
         sql = 'SELECT last_value FROM "%s"."%s"' % tuple(name.split(".", 1))
         assert value(postgres, sql, database) == wanted[name]
+
+
+def test_several_tables_are_asked_for_at_once(
+    postgres: Any, database: str, backup: Tuple[Storage, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, listed = [], schema.listed
+    monkeypatch.setattr(schema, "listed", lambda *given: asked.append(given[3:]) or listed(*given))
+    with pytest.raises(UsageError, match="matches s.none, s.none.x"):
+        restore(server_of(postgres), *backup, database=database, tables=("s.t", "s.none", "s.none.x", "s.mv"))
+    asked.clear()
+    restore(server_of(postgres), *backup, database=database, tables=("s.t", "s.t.u", "s.mv", "s.t"))
+    assert [(space, sorted(names)) for space, *names in asked] == [("s", ["mv", "t", "t.u"])]
+    assert value(postgres, THERE, database) == "s.t,s.t.u"
 
 
 @pytest.mark.parametrize("name", ["none", "none at all"])

@@ -65,6 +65,13 @@ def value(postgres: Any, sql: str, database: str) -> str:
     return str(postgres.psql(sql, database)).strip()
 
 
+def ended(postgres: Any, gate: Any) -> None:
+    """End the session that is held."""
+    sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE client_port = %d" % gate.client_port
+    assert value(postgres, sql, "postgres") == "1"
+    wait_until(lambda: value(postgres, sql, "postgres") == "0", "psql's session to end")
+
+
 def held(proxy: Proxy, pattern: bytes, postgres: Any, backup: Tuple[Storage, str], log: Log, **options: Any) -> Any:
     """A restore that stands before the server hears this."""
     gate = proxy.gate(pattern)
@@ -101,9 +108,9 @@ def test_a_database_that_was_filled_since_it_was_planned(
 @pytest.mark.parametrize(
     "moment, table, end",
     [
-        (b"CREATE UNIQUE INDEX t_which", "mine", ""),  # a table of another name
-        (b"CREATE TABLE public.t", "t", ""),  # of a name that comes next
-        (b"CREATE FUNCTION public.first", "t", "pg_terminate_backend"),  # of one that the run never comes to
+        (b"CREATE UNIQUE INDEX t_which", "mine", False),  # a table of another name
+        (b"CREATE TABLE public.t", "t", False),  # of a name that comes next
+        (b"CREATE FUNCTION public.first", "t", True),  # of one that the run never comes to
     ],
     ids=["other name", "same name", "same name, killed before"],
 )
@@ -114,14 +121,13 @@ def test_what_others_make_meanwhile_is_not_dropped(
     pg_proxy: Proxy,
     moment: bytes,
     table: str,
-    end: str,
+    end: bool,
 ) -> None:
     log = KeptLog()
     gate, run = held(pg_proxy, moment, postgres, spoilt, log, database=database)
     postgres.psql("CREATE TABLE %s AS SELECT 7 AS a" % table, database)
     if end:
-        sql = "SELECT count(%s(pid)) FROM pg_stat_activity WHERE datname = '%s' AND application_name = 'psql'"
-        wait_until(lambda: value(postgres, sql % (end, database), "postgres") == "0", "psql's session to end")
+        ended(postgres, gate)
     gate.release()
     with pytest.raises(BackupError):
         run.result()
@@ -130,21 +136,93 @@ def test_what_others_make_meanwhile_is_not_dropped(
     assert "nothing was dropped" in told["message"]
 
 
+EVERY_KIND = """
+CREATE TYPE mood AS ENUM ('ok'); CREATE TYPE "pair x" AS (a int, b mood); CREATE DOMAIN short AS text;
+CREATE TYPE floats AS RANGE (subtype = float8); CREATE FUNCTION f(a mood, VARIADIC b text[]) RETURNS mood
+    LANGUAGE sql IMMUTABLE AS 'SELECT a'; CREATE FUNCTION "f g"(OUT a int, b "pair x") LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE p(a numeric(5, 2), b timestamptz) LANGUAGE sql AS '';
+CREATE AGGREGATE total(int) (SFUNC = int4pl, STYPE = int);
+CREATE FUNCTION up(bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 1';
+CREATE AGGREGATE ups(*) (SFUNC = up, STYPE = bigint);
+CREATE FUNCTION same(mood, mood) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+CREATE OPERATOR === (LEFTARG = mood, RIGHTARG = mood, FUNCTION = same); CREATE OPERATOR FAMILY "fam y" USING btree;
+CREATE FUNCTION to_mood(int) RETURNS mood LANGUAGE sql AS 'SELECT ''ok''::mood';
+CREATE CAST (int AS mood) WITH FUNCTION to_mood(int);
+CREATE COLLATION coll (locale = 'C'); CREATE TEXT SEARCH CONFIGURATION conf (COPY = simple);
+CREATE TEXT SEARCH DICTIONARY dict (TEMPLATE = simple); CREATE PUBLICATION pub; CREATE FOREIGN DATA WRAPPER wrap;
+CREATE SERVER far FOREIGN DATA WRAPPER wrap; CREATE FOREIGN TABLE ft (a int) SERVER far;
+CREATE FUNCTION on_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+CREATE EVENT TRIGGER et ON ddl_command_end
+    EXECUTE FUNCTION on_ddl(); CREATE CONVERSION conv FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+CREATE MATERIALIZED VIEW empty AS SELECT 1 AS one WITH NO DATA; CREATE TABLE ident (a int GENERATED ALWAYS AS IDENTITY);
+CREATE STATISTICS stat ON a, b FROM two; SELECT lo_from_bytea(4242, 'ours');
+"""
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize(
+    "moment, theirs",
+    [
+        (b"CREATE UNIQUE INDEX t_which", ""),
+        (b"CREATE TABLE public.two", ""),  # behind a materialized view that nobody can read
+        (b"CREATE UNIQUE INDEX t_which", "SELECT lo_from_bytea(777, 'precious')"),
+        (b"CREATE UNIQUE INDEX t_which", "CREATE FUNCTION f(a text) RETURNS int LANGUAGE sql AS 'SELECT 1'"),
+        (b"CREATE UNIQUE INDEX t_which", "CREATE TYPE theirs AS ENUM ('a')"),
+        (b"CREATE FUNCTION public.which", "SELECT lo_from_bytea(777, 'precious')"),
+    ],
+    ids=["none", "none, killed before", "large object", "function", "type", "large object before"],
+)
+def test_objects_of_every_kind_are_told_from_others(
+    postgres: Any,
+    database: str,
+    databases: Callable[[], str],
+    tmp_path: Path,
+    pg_proxy: Proxy,
+    moment: bytes,
+    theirs: str,
+) -> None:
+    source, log = databases(), KeptLog()
+    postgres.psql("CREATE TABLE two (a int, b int);" + EVERY_KIND + SPOILT.format(source=source), source)
+    storage = local_storage(tmp_path / "store")
+    backup = storage, back_up(server_of(postgres), source, storage).key
+    gate, run = held(pg_proxy, moment, postgres, backup, log, database=database)
+    if theirs:
+        postgres.psql(theirs, database)
+    if moment != b"CREATE UNIQUE INDEX t_which":
+        ended(postgres, gate)
+    gate.release()
+    with pytest.raises(BackupError):
+        run.result()
+    with target.Session(server_of(postgres), database) as session:
+        left = [each.identity for each in target.objects(session) if each.kind != "extension"]
+    if not theirs:
+        assert left == [] and "not_emptied" not in log.events()
+        return
+    (told,) = [fields for _level, event, fields in log.lines if event == "not_emptied"]
+    assert "nothing was dropped" in told["message"]
+    named = {"SELECT lo": "777", "CREATE FU": "public.f(", "CREATE TY": "public.theirs"}[theirs[:9]]
+    assert named in told["message"] and any(each.startswith(named) for each in left), left
+
+
 def test_odd_names_are_known_as_the_run_s_own(
     postgres: Any, database: str, databases: Callable[[], str], tmp_path: Path
 ) -> None:
-    """Names and an owner with spaces and letters of no ASCII: the database is empty again."""
+    """Names, and an owner who is gone, with spaces and letters of no ASCII: the database is empty again."""
     source, role = databases(), "own \u00e9r " + os.urandom(4).hex()
-    sql = SPOILT + """
+    sql = (
+        SPOILT
+        + """
         CREATE ROLE "{role}"; CREATE SCHEMA "s \u00e9 x"; CREATE TABLE "s \u00e9 x"."a "" b\nc" (id serial);
         ALTER TABLE "s \u00e9 x"."a "" b\nc" OWNER TO "{role}"; CREATE VIEW "v w" AS SELECT 1 AS one;
         CREATE MATERIALIZED VIEW "m w" AS SELECT 1 AS one; ALTER VIEW "v w" OWNER TO "{role}"; SELECT lo_create(1);
     """
+    )
     postgres.psql(sql.format(source=source, role=role), source)
     storage = local_storage(tmp_path / "store")
     made = back_up(server_of(postgres), source, storage)
+    postgres.psql('DROP OWNED BY "{role}" CASCADE; DROP ROLE "{role}"'.format(role=role), source)
     with pytest.raises(BackupError, match="t_which"):
-        restore(server_of(postgres), storage, made.key, database=database)
+        restore(server_of(postgres), storage, made.key, database=database, no_owner=True)
     left = "SELECT (SELECT count(*) FROM pg_class WHERE oid > 16383 AND relkind IN ('r', 'v', 'm', 'S')),"
     left += " (SELECT count(*) FROM pg_largeobject_metadata), (SELECT count(*) FROM pg_namespace WHERE oid > 16383"
     assert value(postgres, left + " AND nspname !~ '^pg_')", database) == "0|0|0"
@@ -244,9 +322,7 @@ def test_stopped_while_the_replaced_database_is_dropped(
     postgres.dropdb(kept)
 
 
-def test_killed_at_the_rename(
-    postgres: Any, database: str, pg_proxy: Proxy, command: Callable[..., Command]
-) -> None:
+def test_killed_at_the_rename(postgres: Any, database: str, pg_proxy: Proxy, command: Callable[..., Command]) -> None:
     """What is left says what it is: `all` does not mean it, and the next restore drops it."""
     gate = pg_proxy.gate(b"RENAME TO")
     run = command()

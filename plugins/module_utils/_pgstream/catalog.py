@@ -240,9 +240,8 @@ def resolve(
         return find(store, key)
     item = latest(store, database, before, of_globals)
     if parse_key(item.key).part:
-        log.warning(
-            "filtered_backup", key=item.key, message="There is no backup of the whole database: this is a filtered one."
-        )
+        said = "There is no backup of the whole database%s: this is a filtered one."
+        log.warning("filtered_backup", key=item.key, message=said % (" before " + before if before else ""))
     return item
 
 

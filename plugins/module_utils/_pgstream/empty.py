@@ -25,17 +25,30 @@ _DROP_WORDS = {
     "statistics object": "STATISTICS",
 }
 _OID = "SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
-#: Relations and schemas by (catalogue, OID), as the listing of an archive begins them.
+#: Schema, name and "has rows of its own" by (catalogue, OID), in their order: as an archive's script has them
+#: (format_function_signature, dumpCast and others in pg_dump.c). The session's search_path is empty, as pg_dump's is.
 _NAMES = """
-SELECT n.nspname, c.relname, c.relkind IN ('r', 'm')
-FROM ROWS FROM (pg_catalog.unnest(%s::oid[]), pg_catalog.unnest(%s::oid[])) AS made(catalogue, oid)
-JOIN pg_catalog.pg_class c ON c.oid = made.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE made.catalogue = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.relkind <> 'c'
-UNION ALL
-SELECT '-', n.nspname, false
-FROM ROWS FROM (pg_catalog.unnest(%s::oid[]), pg_catalog.unnest(%s::oid[])) AS made(catalogue, oid)
-JOIN pg_catalog.pg_namespace n ON n.oid = made.oid
-WHERE made.catalogue = 'pg_catalog.pg_namespace'::pg_catalog.regclass
+SELECT coalesce((pg_catalog.parse_ident(i.schema))[1], '-'),
+  CASE WHEN i.name IS NOT NULL THEN (pg_catalog.parse_ident(i.name))[1] ELSE coalesce(
+    (SELECT proname || '(' || CASE WHEN prokind = 'a' AND pronargs = 0 THEN '*' ELSE coalesce(
+        (SELECT pg_catalog.string_agg(pg_catalog.format_type(t, NULL), ', ' ORDER BY number)
+         FROM pg_catalog.unnest(proargtypes) WITH ORDINALITY AS argument(t, number)), '') END || ')'
+     FROM pg_catalog.pg_proc WHERE catalogue = 'pg_catalog.pg_proc'::regclass AND oid = made.object),
+    (SELECT oprname FROM pg_catalog.pg_operator
+     WHERE catalogue = 'pg_catalog.pg_operator'::regclass AND oid = made.object),
+    (SELECT opfname FROM pg_catalog.pg_opfamily
+     WHERE catalogue = 'pg_catalog.pg_opfamily'::regclass AND oid = made.object),
+    (SELECT 'CAST (' || pg_catalog.format_type(castsource, NULL) || ' AS '
+        || pg_catalog.format_type(casttarget, NULL) || ')'
+     FROM pg_catalog.pg_cast WHERE catalogue = 'pg_catalog.pg_cast'::regclass AND oid = made.object),
+    (SELECT 'TRANSFORM FOR ' || pg_catalog.format_type(trftype, NULL) || ' LANGUAGE ' || lanname
+     FROM pg_catalog.pg_transform JOIN pg_catalog.pg_language l ON l.oid = trflang
+     WHERE catalogue = 'pg_catalog.pg_transform'::regclass AND pg_transform.oid = made.object), '') END,
+  EXISTS (SELECT FROM pg_catalog.pg_class WHERE catalogue = 'pg_catalog.pg_class'::regclass AND oid = made.object
+          AND (relkind = 'r' OR relkind = 'm' AND relispopulated))
+FROM ROWS FROM (pg_catalog.unnest(%s::oid[]), pg_catalog.unnest(%s::oid[]))
+  WITH ORDINALITY AS made(catalogue, object, place), pg_catalog.pg_identify_object(catalogue, object, 0) i
+ORDER BY made.place
 """
 
 
@@ -51,9 +64,6 @@ class EmptyDatabase(Held):
                 hint="Somebody else filled it just now.",
             )
         self._codec = "latin-1" if self._session.encoding == "SQL_ASCII" else "utf-8"  # as archives are
-        roles = self._session.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE rolname ~ '\\s'")
-        #: Roles whose names have spaces, as the listing of an archive shows them.
-        self.owners = [self._shown(name) for (name,) in roles]
         self._before: Set[Tuple[int, int]] = {(each.catalogue, each.oid) for each in found.objects}
 
     def _again(self) -> None:
@@ -67,17 +77,20 @@ class EmptyDatabase(Held):
             if self._session.value(_OID) != self._oid:
                 raise TargetError("another database is called %s now" % self._name) from None
 
-    def empty_again(self, names: Optional[Set[bytes]], defined: bool, failure: str, log: Log) -> None:
+    def empty_again(
+        self, names: Optional[Set[bytes]], large_objects: Set[int], defined: bool, failure: str, log: Log
+    ) -> None:
         """Drop what was not in the database before. What cannot be dropped is named in a warning. TargetError, and
         nothing dropped, where somebody else's objects are among it.
 
-        `names`: of what the definitions make, `schema name`; None: not known. `defined`: whether all of it was made.
+        `names`: of what the definitions make, `schema name`; None: not known. `large_objects`: OIDs of those that were
+        loaded. `defined`: whether all definitions were made.
         """
         self._again()
         session = self._session
         session.execute("SET client_min_messages = error")
         made = self._made()
-        others = self._others(made, names, defined)
+        others = self._others(made, names, large_objects, defined)
         if others or "already exists" in failure:
             raise TargetError(
                 "nothing was dropped, as somebody else made objects in database %s meanwhile%s"
@@ -103,19 +116,24 @@ class EmptyDatabase(Held):
     def _made(self) -> List[DatabaseObject]:
         return [each for each in objects(self._session) if (each.catalogue, each.oid) not in self._before]
 
-    def _others(self, made: List[DatabaseObject], names: Optional[Set[bytes]], defined: bool) -> List[str]:
+    def _others(
+        self, made: List[DatabaseObject], names: Optional[Set[bytes]], large_objects: Set[int], defined: bool
+    ) -> List[str]:
         """What the restore cannot have made."""
         if names is None:
             return []
         session = self._session
-        places = [each.catalogue for each in made], [each.oid for each in made]
         found = []
-        for space, name, rows in session.rows(_NAMES, (*places, *places)):
-            table = qualified(space, name)
-            if self._shown("%s %s" % (space, name)) not in names:
-                found.append(table if space != "-" else name)
-            elif rows and not defined and session.value("SELECT EXISTS (SELECT FROM ONLY %s)" % table):
-                found.append(table)
+        told = session.rows(_NAMES, ([each.catalogue for each in made], [each.oid for each in made]))
+        for each, (space, name, rows) in zip(made, told):
+            if each.kind == "large object":
+                ours = each.oid in large_objects
+            else:
+                ours = self._shown("%s %s" % (space, name)) in names
+                if ours and rows and not defined:
+                    ours = not session.value("SELECT EXISTS (SELECT FROM ONLY %s)" % qualified(space, name))
+            if not ours:
+                found.append("%s %s" % (each.kind, each.identity))
         return found
 
     def _shown(self, name: str) -> bytes:

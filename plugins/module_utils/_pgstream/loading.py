@@ -24,6 +24,7 @@ from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run
 SMALLEST_RUN = 1 << 20
+_LARGE_OBJECT = re.compile(rb"(?m)^SELECT pg_catalog\.lo_create\('(\d+)'\);$")
 _TAIL = 4096  # bytes of a dump in which its last words are looked for
 #: pg_dump's closing comment, with nothing after it but comments, empty lines and (since August 2025) \unrestrict.
 _COMPLETE = re.compile(rb"\n-- PostgreSQL database dump complete\r?\n(((--|\\unrestrict )[^\n]*|[ \t\r]*)(\n|\Z))*\Z")
@@ -89,10 +90,11 @@ class Loader:
         run: Sequence[Block],
         chosen: Optional[Set[int]] = None,
         unwanted: Tuple[bytes, ...] = (),
-    ) -> None:
+    ) -> Set[int]:
         """One run of adjacent blocks, in one transaction: should this process die, psql sees the end of its input and
         nothing of the run stays. `chosen` limits it to the rows of these tables; lines of blocks without rows that
-        begin with something `unwanted` are left out."""
+        begin with something `unwanted` are left out. OIDs of the large objects that it made."""
+        made: Set[int] = set()
         process = self.open()
         if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
             process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
@@ -105,9 +107,10 @@ class Loader:
             sql = archive.block_sql(index.compression, block, stored)
             if chosen is not None and any(number not in chosen for number, _rows in block.tables):
                 sql = iter([only(b"".join(sql), block, chosen)])
-            elif unwanted and not block.tables:
-                lines = b"".join(sql).splitlines(True)
-                sql = iter([line for line in lines if not line.startswith(unwanted)])
+            elif not block.tables:
+                text = b"".join(sql)
+                made.update(map(int, _LARGE_OBJECT.findall(text)))
+                sql = iter([line for line in text.splitlines(True) if not line.startswith(unwanted)])
             for piece in sql:
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
@@ -117,6 +120,7 @@ class Loader:
         process.close_input()
         process.finish()
         self._compare(index, expected, copied_rows(process.said()))
+        return made
 
     def _compare(self, index: Index, expected: Sequence[Tuple[int, int]], counts: Sequence[int]) -> None:
         if len(expected) != len(counts):

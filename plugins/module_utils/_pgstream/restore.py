@@ -112,6 +112,7 @@ class _Run:
         self.processes = Processes()
         self.done = 0
         self.defined = False  # whether the head is there
+        self.large_objects: Set[int] = set()  # OIDs of those that were loaded
 
     def in_place(self) -> RestoreResult:
         """Into an existing empty database, which a failure leaves empty again."""
@@ -125,21 +126,18 @@ class _Run:
             except BaseException as failure:
                 self.processes.kill_all()
                 try:
-                    place.empty_again(self._names(place.owners), self.defined, str(failure), self.log)
+                    place.empty_again(self._names(), self.large_objects, self.defined, str(failure), self.log)
                 except BackupError as error:  # told after the first cause, not instead of it
                     self.log.warning("not_emptied", object=name, message=error.sentence())
                 raise
         return self._result(loader, rows, "")
 
-    def _names(self, owners: Sequence[bytes]) -> Optional[Set[bytes]]:
+    def _names(self) -> Optional[Set[bytes]]:
         """What the definitions of the backup make. None: it does not tell."""
         choice = self.planned.selection
         if choice is None:
             return None
-        toc = choice.entries
-        if toc is None:
-            toc = schema.entries(self.planned.clients, Processes(), choice.archive)
-        return schema.names(toc, owners)
+        return schema.names(self.planned.clients, Processes(), choice.archive, choice.entries)
 
     def into_tables(self) -> RestoreResult:
         """Rows into tables that exist, which a failure leaves empty again."""
@@ -286,12 +284,12 @@ class _Run:
     def _rest(self, loader: Loader, index: Index, choice: Selection, limit: int) -> None:
         """`limit`: stored bytes of a transaction."""
         store, key = self.planned.store, self.planned.item.key
-        if choice.entries is None:
+        if choice.tables is None:
             unwanted: Tuple[bytes, ...] = (b"ALTER LARGE OBJECT ",) if self.request.no_owner else ()
             if self.request.no_privileges:
                 unwanted += (b"GRANT ", b"REVOKE ")
             for run in archive.runs(choice.rest, limit):
-                loader.load(store, key, index, run, unwanted=unwanted)
+                self.large_objects |= loader.load(store, key, index, run, unwanted=unwanted)
         elif choice.rest:
             loader.script(b"".join(sequence_values(store, key, index, choice)))
 

@@ -55,6 +55,11 @@ def plan(request: RestoreRequest, log: Log) -> Plan:
         log.database = name
         found = target.inspect(request.server, name)
         how = _strategy(request, found)
+        if how == "swap" and request.key == "latest" and catalog.parse_key(item.key).part:
+            raise UsageError(
+                "the only backup%s is a filtered one: name its key to put it in the place of the whole database"
+                % (" before " + request.latest_before if request.latest_before else "")
+            )
         if index is None and (request.schemas or request.tables or request.content != "all"):
             raise UsageError(
                 "a dump without an index is restored whole: schemas, tables and content cannot be chosen from it"
@@ -64,7 +69,7 @@ def plan(request: RestoreRequest, log: Log) -> Plan:
         selection = None
         if index is not None:
             with stage("reading the schema archive"):
-                selection = choose(store, item.key, index, request, clients, Processes())
+                selection = choose(store, item.key, index, request, clients, Processes(), log)
             if request.content == "data":
                 ExistingTables(request.server, name, selection.chosen(index)).close()
     return Plan(replace(request, database=name), store, item, index, selection, found, how, clients, major)

@@ -24,6 +24,7 @@ _PG_EXTENSION = 3079
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
+_NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
 
@@ -128,10 +129,10 @@ def contents(toc: Sequence[Entry]) -> Contents:
     return Contents(relations, sequences, extensions)
 
 
-def listed(clients: Clients, processes: Processes, archive: bytes, schema: str, table: str = "") -> Set[int]:
-    """The dump ids of what lies in a schema, or of a (schema or "", relation), by pg_restore's own choice, which takes
-    names as they are: its listing, "schema name owner" with spaces in any of them, does not tell them apart."""
-    arguments = ["-l"] + (["--schema=" + schema] if schema else []) + (["--table=" + table] if table else [])
+def listed(clients: Clients, processes: Processes, archive: bytes, schema: str, *tables: str) -> Set[int]:
+    """The dump ids of what lies in a schema, or of relations in it ("": in any), by pg_restore's own choice, which
+    takes names as they are: its listing, "schema name owner" with spaces in any of them, does not tell them apart."""
+    arguments = ["-l"] + (["--schema=" + schema] if schema else []) + ["--table=" + table for table in tables]
     lines = pg_restore_text(clients, processes, archive, arguments).split(b"\n")
     return {int(match.group(1)) for match in map(_ENTRY.match, lines) if match}
 
@@ -167,14 +168,13 @@ def _script_of(clients: Clients, processes: Processes, archive: bytes, entries: 
         os.close(file)
 
 
-def names(toc: Sequence[Entry], owners: Sequence[bytes] = ()) -> Set[bytes]:
-    """`schema name` of the entries. `owners`: roles with a space in their names; others are the last word."""
-    found = set()
-    for entry in toc:
-        rest = _split(entry)[1]
-        owner = next((each for each in owners if rest.endswith(b" " + each)), rest.rpartition(b" ")[2])
-        found.add(rest[: len(rest) - len(owner) - 1])
-    return found
+def names(clients: Clients, processes: Processes, archive: bytes, entries: Optional[Sequence[Entry]]) -> Set[bytes]:
+    """`schema name` of these entries (None: all), by the comments before their statements; "-" is no schema."""
+    if entries is None:
+        script = pg_restore_text(clients, processes, archive, ["-f", "-"])
+    else:
+        script = _script_of(clients, processes, archive, entries)
+    return {match.group(2) + b" " + match.group(1) for match in _NAMED.finditer(script)}
 
 
 def with_partitions(toc: Sequence[Entry], chosen: Set[int]) -> Set[int]:
@@ -227,6 +227,30 @@ def select(toc: Sequence[Entry], named: Set[int]) -> Tuple[List[Entry], Set[int]
     # Settings of the whole script (encoding, quoting) have no catalogue and no schema.
     picked |= {entry.dump_id for entry in toc if _split(entry)[0] in (b"ENCODING", b"STDSTRINGS", b"SEARCHPATH")}
     return [entry for entry in toc if entry.dump_id in picked], tables_chosen
+
+
+def whole(toc: Sequence[Entry]) -> Tuple[List[Entry], List[Entry]]:
+    """The entries of a filtered backup, and those of them that refer to a relation which is not in it: foreign keys,
+    attachments of partitions and of their indexes. pg_dump writes them all the same, without that dependency."""
+    kinds = {entry.dump_id: _split(entry)[0] for entry in toc}
+    keys = (b"CONSTRAINT", b"INDEX")
+    lost: Set[int] = set()
+    for entry in toc:
+        kind = kinds[entry.dump_id]
+        indexes = sum(kinds.get(number) in keys for number in set(entry.needs))
+        if (
+            (kind == b"FK CONSTRAINT" and not indexes)  # that of the table it refers to
+            or (kind == b"TABLE ATTACH" and len(set(entry.needs)) < 2)  # the partition, and its parent
+            or (kind == b"INDEX ATTACH" and indexes < 2)
+        ):
+            lost.add(entry.dump_id)
+    lost |= {entry.dump_id for entry in toc if kinds[entry.dump_id] == b"COMMENT" and lost & set(entry.needs)}
+    return [entry for entry in toc if entry.dump_id not in lost], [entry for entry in toc if entry.dump_id in lost]
+
+
+def count_relations(toc: Sequence[Entry], chosen: Set[int]) -> int:
+    """How many of these dump ids are relations, as pg_restore's --table takes them."""
+    return sum(entry.dump_id in chosen and _split(entry)[0] in _RELATIONS for entry in toc)
 
 
 def count_indexes(dumped: bytes) -> int:

@@ -6,23 +6,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import archive, schema
 from .clients import Clients
-from .errors import UsageError
+from .errors import UsageError, given
+from .events import Log
 from .loading import Reader
 from .model import Block, Index, RestoreRequest, Table
 from .process import Processes
 from .store import Store
 
+_NAMED = 10  # objects in a message
 _LARGE_OBJECT = b"\nSELECT pg_catalog.lo_create('"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """`archive` is empty where no definition is wanted. None: all entries of it, or all tables."""
+    """`archive` is empty where no definition is wanted. None: all entries of it; all tables, and all of `rest`."""
 
     archive: bytes
     entries: Optional[List[schema.Entry]]
@@ -37,9 +40,10 @@ class Selection:
 
 
 def choose(
-    store: Store, key: str, index: Index, request: RestoreRequest, clients: Clients, processes: Processes
+    store: Store, key: str, index: Index, request: RestoreRequest, clients: Clients, processes: Processes, log: Log
 ) -> Selection:
-    """What `request` asks of a backup. UsageError names the schemas and tables that are not in it."""
+    """What `request` asks of a backup. UsageError names the schemas and tables that are not in it. The log tells what a
+    filtered backup cannot restore."""
     sections: Dict[str, List[Block]] = {}
     for block in index.blocks:
         sections.setdefault(block.section, []).append(block)
@@ -47,15 +51,26 @@ def choose(
     dumped = b""
     if filtered or request.content != "data":
         dumped = schema.from_comments(sql(store, key, index, sections.get("schema", [])))
-    entries, tables = _picked(index, request, clients, processes, dumped) if filtered else (None, None)
-    if request.content == "schema":
-        if entries is None:
-            entries = schema.entries(clients, processes, dumped)
+    entries: Optional[List[schema.Entry]] = None
+    tables: Optional[Set[int]] = None
+    if dumped and (filtered or index.filtered or request.content == "schema"):
+        entries = schema.entries(clients, processes, dumped)
+        lost: List[schema.Entry] = []
+        if index.filtered:
+            entries, lost = schema.whole(entries)
+        if filtered:
+            entries, tables = _picked(index, request, clients, processes, dumped, entries)
+        numbers = {entry.dump_id for entry in entries}
+        named = [entry.text.decode("utf-8", "replace") for entry in lost if numbers.intersection(entry.needs)]
+        if named and request.content != "data":
+            why = "They refer to what is not in the backup."
+            log.warning("left_out", count=len(named), objects=named[:_NAMED], message=why)
+    if entries is not None and request.content == "schema":
         return Selection(dumped, [entry for entry in entries if not schema.is_refresh(entry)], set(), (), ())
     data = [block for block in sections.get("data", []) if _holds(block, tables)]
     rest = sections.get("rest", [])
-    sequences = schema.sequences(clients, processes, dumped, entries) if entries is not None and rest else set()
-    if entries is not None and not sequences:
+    sequences = schema.sequences(clients, processes, dumped, given(entries)) if tables is not None and rest else set()
+    if tables is not None and not sequences:
         rest = []
     return Selection(dumped, entries, tables, tuple(data), tuple(rest), frozenset(sequences))
 
@@ -83,10 +98,14 @@ def sequence_values(store: Store, key: str, index: Index, selection: Selection) 
 
 
 def _picked(
-    index: Index, request: RestoreRequest, clients: Clients, processes: Processes, dumped: bytes
+    index: Index,
+    request: RestoreRequest,
+    clients: Clients,
+    processes: Processes,
+    dumped: bytes,
+    toc: List[schema.Entry],
 ) -> Tuple[List[schema.Entry], Set[int]]:
     """The archive's entries and the numbers of the tables that the filters name."""
-    toc = schema.entries(clients, processes, dumped)
     named: Set[int] = set()
     unknown, rowless = [], []
     for space in request.schemas:
@@ -95,9 +114,23 @@ def _picked(
         if not found:
             unknown.append(space)
         named |= found
+    several: Dict[str, List[str]] = {}
     for wanted in request.tables:
-        space, name = wanted.split(".", 1) if "." in wanted else ("", wanted)
-        found = schema.listed(clients, processes, dumped, space, name)
+        space, _dot, name = wanted.partition(".")
+        several.setdefault(space if name else "", []).append(wanted)
+    single: List[str] = []
+    for space, group in several.items():
+        names = {wanted.partition(".")[2] for wanted in group}
+        # In a schema a name means one relation: with as many as names, each has its own. pg_restore is asked but once.
+        found = schema.listed(clients, processes, dumped, space, *names) if space and len(names) > 1 else set()
+        if request.content != "data" and found and schema.count_relations(toc, found) == len(names):
+            named |= found
+        else:
+            single += group
+    for wanted in single:
+        found = set()
+        for space, name in _places(wanted):
+            found = found or schema.listed(clients, processes, dumped, space, name)
         if not found:
             unknown.append(wanted)
         elif not _holds_values(index, toc, found):
@@ -115,6 +148,14 @@ def _picked(
         )
     entries, oids = schema.select(toc, named)
     return entries, {table.number for table in index.tables if table.oid in oids}
+
+
+def _places(wanted: str) -> Iterator[Tuple[str, str]]:
+    """(schema or "", name) that `wanted` may mean: either may have dots in it."""
+    if "." not in wanted:
+        yield "", wanted
+    for match in re.finditer(r"\.", wanted):
+        yield wanted[: match.start()], wanted[match.end() :]
 
 
 def _holds_values(index: Index, toc: Sequence[schema.Entry], named: Set[int]) -> bool:
