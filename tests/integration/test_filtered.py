@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import re
+import secrets
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 from _pgstream.events import utc_now
@@ -161,6 +162,10 @@ def test_a_backup_of_the_future_is_not_fresh(site: Site, future: timedelta) -> N
         (["--table", "a", "--table", "z*"], "z*"),
         (["--table", "Odd.T"], "Odd.T"),
         (["--schema", "public", "--schema", "o*"], "o*"),
+        (["--table", "information_schema.tables"], "information_schema.tables"),
+        (["--table", "pg_catalog.pg_class"], "pg_catalog.pg_class"),
+        (["--schema", "pg_catalog"], "pg_catalog"),
+        (["--schema", "information_*"], "information_*"),
     ],
 )
 def test_what_is_to_be_taken_must_be_there(site: Site, given: List[str], said: str) -> None:
@@ -179,6 +184,13 @@ def test_patterns_that_match(site: Site) -> None:
     assert sorted(idle) == ["Odd", "typ*"]
 
 
+def test_patterns_that_match_system_tables_too(site: Site) -> None:
+    cases = (("--table", "*"), 30), (("--table", "*.*"), 35), (("--schema", "*"), 35), (("--schema", "p*"), 30)
+    for given, rows in cases:
+        done = site("backup", *given)
+        assert done.code == 0 and done.result["rows"] == rows, done.err
+
+
 def test_globals_without_hashes_are_not_fresh_where_they_are_wanted(site: Site) -> None:
     recipients = {"BACKUP_AGE_RECIPIENTS": KeyPair().recipient}
 
@@ -194,3 +206,39 @@ def test_globals_without_hashes_are_not_fresh_where_they_are_wanted(site: Site) 
         (site.store / key).unlink()
     assert made("--globals-passwords", **recipients) and not made(**recipients)
     assert made("--globals-passwords", **recipients)  # what cannot be told is not taken for so
+
+
+@pytest.fixture
+def bytes_site(postgres: Any, engine_env: Dict[str, str], start: Callable[..., Any], tmp_path: Path) -> Iterator[Site]:
+    """In a database whose names are bytes of no known encoding."""
+    database = postgres.createdb("bytes_" + secrets.token_hex(4), encoding="SQL_ASCII")
+    (tmp_path / "bytes").mkdir()
+    site = Site(postgres, database, engine_env, start, tmp_path / "bytes")
+    postgres.psql("CREATE TABLE ő AS SELECT 1 AS a; CREATE TABLE öő AS SELECT 2 AS a", database)
+    yield site
+    postgres.dropdb(database)
+
+
+@pytest.mark.parametrize(
+    "given, rows",
+    [
+        (["--table", "ő"], {"ő": 1}),
+        (["--table", "ö*"], {"öő": 1}),
+        (["--exclude-table", '"ő"', "--table", "*"], {"a": 10, "b": 20, "öő": 1}),
+        (["--exclude-table-data", "ő", "--table", "(ő|öő)"], {"öő": 1}),
+    ],
+)
+def test_names_of_no_known_encoding(bytes_site: Site, given: List[str], rows: Dict[str, int]) -> None:
+    done = bytes_site("backup", *given)
+    assert done.code == 0 and done.errors == [], done.err
+    seen = {one["name"].encode("latin-1").decode(): one["rows"] for one in done.result["table_rows"]}
+    assert seen == rows
+
+
+def test_a_pattern_of_no_known_encoding_matches_nothing(bytes_site: Site, site: Site) -> None:
+    for database in (bytes_site.database, site.database):
+        site.env["POSTGRES_DB"] = database
+        site.refused("backup", "--table", "t\udce9", said="nothing in database %s matches t" % database)
+        assert site.ledger.view().runs[0].status == "failure"
+        done = site("backup", "--exclude-table-data", "t\udce9")
+        assert done.code == 0 and "pattern_matches_nothing" in done.err

@@ -104,23 +104,32 @@ def user_tables(leader: Leader) -> List[TableName]:
 
 
 _SCHEMA_FITS = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace
-  WHERE %s = '' AND nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default)
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n
+  WHERE %s = '' AND n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default
+  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_')
 """
 #: Kinds of relations as pg_dump's patterns mean them.
 _RELATION_FITS = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default
   AND CASE WHEN %s = '' THEN n.nspname = ANY(%s::name[])
-      ELSE n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default END)
+      ELSE n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default END
+  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_')
 """
 
 
+def as_seen(leader: Leader, patterns: Sequence[str]) -> Tuple[str, ...]:
+    """Patterns in the letters that names have here: in SQL_ASCII they are bytes of no known encoding, a letter each."""
+    if leader.encoding != "SQL_ASCII":
+        return tuple(patterns)
+    return tuple(each.encode("utf-8", "surrogateescape").decode(leader.codec) for each in patterns)
+
+
 def unmatched(leader: Leader, patterns: Sequence[str], schemas: bool = False) -> List[str]:
-    """Those of pg_dump's patterns that match no table, view or sequence of the database, or none of its schemas."""
+    """Those of pg_dump's patterns that match no table, view or sequence of the database, or none of its schemas.
+    What is the server's own does not count."""
     found: List[str] = []
-    for pattern in patterns:
-        text = pattern.encode().decode(leader.codec) if leader.encoding == "SQL_ASCII" else pattern
+    for pattern, text in zip(patterns, as_seen(leader, patterns)):
         space, name = pattern_to_regex(text)
         values = (space, name) if schemas else (name, space, leader.search_path, space)
         try:
