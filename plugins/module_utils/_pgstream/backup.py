@@ -97,6 +97,8 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
 def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
     """The request with its defaults, the start, where the object goes, and the result if there is nothing to do."""
     codec.check_level(request.compression, request.compression_level)
+    if request.filters.tables and (request.filters.schemas or request.filters.exclude_schemas):
+        raise UsageError("schemas have no effect beside tables, as in pg_dump", hint="Name them as tables: schema.*")
     if not request.database:
         raise UsageError("no database is named", hint="Set login_db or POSTGRES_DB.")
     request = replace(
@@ -292,7 +294,7 @@ class _Run:
                 request.database,
                 leader.encoding,
                 leader.snapshot,
-                request.filters,
+                part.named,
                 request.lock_timeout,
             )
             for warning in warnings:
