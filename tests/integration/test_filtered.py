@@ -108,7 +108,7 @@ def test_latest_without_a_whole_one_is_a_filtered_one_and_says_so(site: Site) ->
     copy = site.database + "_copy"
     done = site("restore", "latest", "--source-db", site.database, "--target-db", copy, "--create")
     site.postgres.dropdb(copy)
-    assert done.code == 0 and done.result["key"] == key and done.result["rows"] == 10
+    assert done.code == 0 and done.result["key"] == part and done.result["rows"] == 10
     assert "filtered" in done.result["message"] and "filtered_backup" in [line["event"] for line in done.errors]
     assert "filtered" in site("verify", "latest", "--level", "index").result["message"]
     site.made()
