@@ -203,6 +203,7 @@ CREATE TABLE evening (a int) INHERITS (a);
 """
 
 
+@pytest.mark.every_major
 @pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
 def test_a_partitioned_table_means_its_partitions(site: Site, bytes_site: Site, encoding: str) -> None:
     site = bytes_site if encoding == "SQL_ASCII" else site
@@ -251,6 +252,7 @@ def test_more_partitions_than_pg_dump_can_be_told_of(site: Site, monkeypatch: py
             assert part.chosen(leader, filters).named == filters
 
 
+@pytest.mark.every_major
 def test_patterns_that_match_system_tables_too(site: Site) -> None:
     cases = (("--table", "*"), 30), (("--table", "*.*"), 35), (("--schema", "*"), 35), (("--schema", "p*"), 30)
     for given, rows in cases:
