@@ -121,6 +121,7 @@ options:
   schemas:
     description:
       - Back up these schemas only. Patterns as C(pg_dump --schema) has them, each of which must match something.
+      - Not together with O(tables), beside which they have no effect in pg_dump either.
       - A backup with this or one of the other filters is a filtered one, which is never taken for one of the whole
         database; see O(backup_key). Those with the same filters are a series of their own.
     type: list
@@ -128,12 +129,13 @@ options:
     default: []
   exclude_schemas:
     description: Leave these schemas out. Patterns as C(pg_dump --exclude-schema) has them. One that matches nothing is
-      a warning.
+      a warning. Not together with O(tables).
     type: list
     elements: str
     default: []
   tables:
     description: Back up these tables only. Patterns as C(pg_dump --table) has them, each of which must match something.
+      A partitioned table means its partitions too, here and in O(exclude_tables) and O(exclude_table_data).
     type: list
     elements: str
     default: []

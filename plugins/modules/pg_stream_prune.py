@@ -123,7 +123,8 @@ kept:
       sample: "2026-01-31T02:00:00Z"
     why:
       description: What keeps it. The rules with the place or the period, V(minimum) and a number where only O(min_keep)
-        does, V(foreign) for what another tool wrote, V(locked) for what the store protects, V(no policy) without one.
+        does, V(foreign) for what another tool wrote, V(locked) for what the store protects, V(failed run) for
+        filtered ones when the last filtered backup failed, V(no policy) without one.
       type: list
       elements: str
       sample: [last 1, daily 2026-01-31, monthly 2026-01]

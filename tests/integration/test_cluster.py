@@ -24,6 +24,7 @@ from _pgstream.target import DRILL, UNFINISHED
 
 from tests.support import servers
 from tests.support.agekeys import KeyPair
+from tests.support.compare import connect
 from tests.support.receiver import Receiver
 from tests.support.runs import Outcome, Proxy, command_env, sessions
 
@@ -310,6 +311,19 @@ def test_stopped_at_a_commit_no_other_begins(
     runs = {run.database: run.status for run in Ledger(str(store.parent / "state")).view().runs}
     assert runs == {"50%": "success"}
     assert start(env, "backup", "--databases", "Shop").finish().code == 0  # there was nothing left to stop
+
+
+def test_stopped_while_a_timeout_is_cleaned_up_no_other_begins(
+    site: Any, store: Path, environment: Callable[..., Dict[str, str]], start: Any
+) -> None:
+    env = environment(site, PGSTREAM_FAULT="cleanup", BACKUP_TIMEOUT="3s")
+    env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
+    with connect(site, "50%") as holder:
+        holder.cursor().execute("BEGIN; LOCK TABLE public.t IN ACCESS EXCLUSIVE MODE")
+        done = start(env, "backup", "--databases", "50%,Shop").finish()
+    assert done.code == 1 and "Interrupted by SIGTERM" in done.message and files(store) == []
+    runs = {run.database: run.message for run in Ledger(str(store.parent / "state")).view().runs}
+    assert list(runs) == ["50%"] and "timeout of 3s reached" in runs["50%"]
 
 
 def test_a_name_that_does_not_last_is_taken_back(

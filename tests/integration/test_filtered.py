@@ -7,16 +7,21 @@
 from __future__ import annotations
 
 import re
+import secrets
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
+from _pgstream import part
+from _pgstream.errors import UsageError
 from _pgstream.events import utc_now
 from _pgstream.ledger import Ledger
+from _pgstream.model import Filters
+from _pgstream.postgres import Leader
 
 from tests.support.agekeys import KeyPair
-from tests.support.runs import Outcome, command_env, sessions
+from tests.support.runs import Outcome, command_env, server_of, sessions
 
 PART = re.compile(r"_\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\.part-[0-9a-f]{8}\.sql\.gz(\.age)?$")
 
@@ -220,11 +225,20 @@ def test_a_backup_of_the_future_is_not_fresh(site: Site, future: timedelta) -> N
         (["--table", "a", "--table", "z*"], "z*"),
         (["--table", "Odd.T"], "Odd.T"),
         (["--schema", "public", "--schema", "o*"], "o*"),
+        (["--table", "information_schema.tables"], "information_schema.tables"),
+        (["--table", "pg_catalog.pg_class"], "pg_catalog.pg_class"),
+        (["--schema", "pg_catalog"], "pg_catalog"),
+        (["--schema", "information_*"], "information_*"),
     ],
 )
 def test_what_is_to_be_taken_must_be_there(site: Site, given: List[str], said: str) -> None:
     for more in ([], ["--dry-run"]):
         site.refused("backup", *given, *more, said="nothing in database %s matches %s" % (site.database, said))
+
+
+@pytest.mark.parametrize("other", ["--schema", "--exclude-schema"])
+def test_schemas_beside_tables_would_be_dropped(site: Site, other: str) -> None:
+    site.refused("backup", other, '"Odd"', "--table", "a", said="schemas have no effect beside tables")
 
 
 def test_patterns_that_match(site: Site) -> None:
@@ -236,6 +250,73 @@ def test_patterns_that_match(site: Site) -> None:
     assert done.code == 0 and done.result["rows"] == 25
     idle = [line["pattern"] for line in done.errors if line["event"] == "pattern_matches_nothing"]
     assert sorted(idle) == ["Odd", "typ*"]
+
+
+PARTITIONED = """
+CREATE TABLE ev (d int, t text) PARTITION BY RANGE (d);
+CREATE TABLE ev1 PARTITION OF ev FOR VALUES FROM (0) TO (10);
+CREATE TABLE "E""v.2" PARTITION OF ev FOR VALUES FROM (10) TO (100) PARTITION BY LIST (d);
+CREATE TABLE "ő$" PARTITION OF "E""v.2" DEFAULT;
+INSERT INTO ev SELECT i, 'x' FROM generate_series(5, 14) i;
+CREATE TABLE evening (a int) INHERITS (a);
+"""
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
+def test_a_partitioned_table_means_its_partitions(site: Site, bytes_site: Site, encoding: str) -> None:
+    site = bytes_site if encoding == "SQL_ASCII" else site
+    site.postgres.psql(PARTITIONED, site.database)
+
+    def rows(*given: str) -> Dict[str, int]:
+        done = site("backup", *given)
+        assert done.code == 0 and done.errors == [], done.err
+        seen = {one["name"]: one["rows"] for one in done.result["table_rows"]}
+        return {name.encode("latin-1").decode() if site is bytes_site else name: n for name, n in seen.items()}
+
+    copy = site.database + "_copy"
+    key = site.made("--table", "ev")
+    done = site("restore", "latest", "--source-db", site.database, "--target-db", copy, "--create")
+    assert done.code == 0 and done.result["rows"] == 10, done.err
+    assert done.result["key"] == key and site.postgres.psql("SELECT count(*) FROM ev", copy).strip() == "10"
+    site.postgres.dropdb(copy)
+    site.postgres.psql('ALTER TABLE "E""v.2" SET SCHEMA "Odd"; ALTER TABLE "ő$" SET SCHEMA "Odd"', site.database)
+    assert rows("--table", "ev") == {"ev1": 5, "ő$": 5}
+    assert rows("--table", '"Odd"."E""v.2"') == {"ő$": 5}
+    assert rows("--table", "ev", "--exclude-table", "ev1") == {"ő$": 5}
+    assert rows("--table", "ev*", "--exclude-table-data", '"Odd".*v*') == {"ev1": 5, "evening": 0}
+    left = {"a": 10, "b": 20, "T": 5, "evening": 0, **({"ő": 1, "öő": 1} if site is bytes_site else {})}
+    assert rows("--exclude-table", "ev") == rows("--exclude-table-data", "ev") == left
+    assert rows("--table", "a") == {"a": 10}  # what inherits is a table of its own
+    again = site("backup", "--table", "ev", "--fresh-within", "6h").result
+    assert not again["changed"] and again["key"].endswith(key[-20:])  # the filters are what was given
+
+
+def test_more_partitions_than_pg_dump_can_be_told_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.postgres.psql(
+        """
+        CREATE TABLE ev (d int) PARTITION BY LIST (d);
+        DO $$ BEGIN FOR i IN 1..100 LOOP
+        EXECUTE format('CREATE TABLE %I PARTITION OF ev FOR VALUES IN (%s)', 'ev' || repeat('"', 58) || i, i);
+        END LOOP; END $$;
+        """,
+        site.database,
+    )
+    assert site("backup", "--table", "ev").result["tables"] == 100
+    monkeypatch.setattr(part, "_MOST", 15_000)
+    with Leader(server_of(site.postgres), site.database) as leader:
+        with pytest.raises(UsageError, match="too many partitions"):
+            part.chosen(leader, Filters(tables=("ev",)))
+        for filters in Filters(tables=("ev*",)), Filters(exclude_table_data=("ev",)):
+            assert part.chosen(leader, filters).named == filters
+
+
+@pytest.mark.every_major
+def test_patterns_that_match_system_tables_too(site: Site) -> None:
+    cases = (("--table", "*"), 30), (("--table", "*.*"), 35), (("--schema", "*"), 35), (("--schema", "p*"), 30)
+    for given, rows in cases:
+        done = site("backup", *given)
+        assert done.code == 0 and done.result["rows"] == rows, done.err
 
 
 def test_globals_without_hashes_are_not_fresh_where_they_are_wanted(site: Site) -> None:
@@ -253,3 +334,39 @@ def test_globals_without_hashes_are_not_fresh_where_they_are_wanted(site: Site) 
         (site.store / key).unlink()
     assert made("--globals-passwords", **recipients) and not made(**recipients)
     assert made("--globals-passwords", **recipients)  # what cannot be told is not taken for so
+
+
+@pytest.fixture
+def bytes_site(postgres: Any, engine_env: Dict[str, str], start: Callable[..., Any], tmp_path: Path) -> Iterator[Site]:
+    """In a database whose names are bytes of no known encoding."""
+    database = postgres.createdb("bytes_" + secrets.token_hex(4), encoding="SQL_ASCII")
+    (tmp_path / "bytes").mkdir()
+    site = Site(postgres, database, engine_env, start, tmp_path / "bytes")
+    postgres.psql("CREATE TABLE ő AS SELECT 1 AS a; CREATE TABLE öő AS SELECT 2 AS a", database)
+    yield site
+    postgres.dropdb(database)
+
+
+@pytest.mark.parametrize(
+    "given, rows",
+    [
+        (["--table", "ő"], {"ő": 1}),
+        (["--table", "ö*"], {"öő": 1}),
+        (["--exclude-table", '"ő"', "--table", "*"], {"a": 10, "b": 20, "öő": 1}),
+        (["--exclude-table-data", "ő", "--table", "(ő|öő)"], {"öő": 1}),
+    ],
+)
+def test_names_of_no_known_encoding(bytes_site: Site, given: List[str], rows: Dict[str, int]) -> None:
+    done = bytes_site("backup", *given)
+    assert done.code == 0 and done.errors == [], done.err
+    seen = {one["name"].encode("latin-1").decode(): one["rows"] for one in done.result["table_rows"]}
+    assert seen == rows
+
+
+def test_a_pattern_of_no_known_encoding_matches_nothing(bytes_site: Site, site: Site) -> None:
+    for database in (bytes_site.database, site.database):
+        site.env["POSTGRES_DB"] = database
+        site.refused("backup", "--table", "t\udce9", said="nothing in database %s matches t" % database)
+        assert site.ledger.view().runs[0].status == "failure"
+        done = site("backup", "--exclude-table-data", "t\udce9")
+        assert done.code == 0 and "pattern_matches_nothing" in done.err

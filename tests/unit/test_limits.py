@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from _pgstream import limits
 from _pgstream.errors import BackupError, Interrupted, UsageError
+from _pgstream.interrupts import Signals, still_wanted
 from _pgstream.stages import stage
 
 
@@ -45,6 +46,28 @@ def test_no_signal_cuts_its_cleanup_short() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 cleaned.append(True)
     assert cleaned and signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, None)])
+def test_a_signal_during_its_cleanup_counts_for_what_comes_next(number: int, name: Any) -> None:
+    """Not as the cause of what the timeout ended. One that is ignored (nohup) stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            with pytest.raises(BackupError, match="timeout of 1s reached"):
+                with limits.time_limit(1):
+                    try:
+                        threading.Event().wait(60)
+                    finally:
+                        os.kill(os.getpid(), number)
+            assert signals.received is None
+            if name:
+                with pytest.raises(Interrupted, match="Interrupted by " + name):
+                    still_wanted()
+            else:
+                still_wanted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_another_interrupt_goes_through_as_it_is() -> None:

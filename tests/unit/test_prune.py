@@ -16,7 +16,7 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 from _pgstream import catalog, prune, retention
 from _pgstream.errors import BackupError, IntegrityError, LockedError, StorageError
-from _pgstream.ledger import FAILURE, RUNNING, Ledger, LedgerError
+from _pgstream.ledger import FAILURE, RUNNING, SUCCESS, Ledger, LedgerError
 from _pgstream.model import Filters, PruneRequest, PruneResult, Retention, Storage
 from _pgstream.store import FAILED, LOCKED, Deletion, Store, StoredObject, local, open_store
 
@@ -344,6 +344,22 @@ def test_after_a_failed_backup_nothing_goes(store: Store, book: Ledger, runs: Li
         with pytest.raises(BackupError, match="the last backup of shop failed: nothing is removed"):
             verb(wanted)
     assert keys(store) == made
+
+
+@pytest.mark.parametrize("ended, spared", [(FAILURE, True), (SUCCESS, False)])
+def test_after_a_failed_backup_of_a_part_no_part_goes(store: Store, book: Ledger, ended: str, spared: bool) -> None:
+    """The whole, of which it is no news, is pruned as ever."""
+    one, other = Filters(tables=("a",)), Filters(tables=("b",))
+    parts = [put_backup(store, NIGHT - n * DAY, filters=each) for each in (one, other) for n in range(3)]
+    made = nights(store, 3)
+    book.finish(run(FAILURE, started=LAST - 9000, operation="backup_part"))
+    book.finish(run(ended, started=LAST - 900, operation="backup_part"))
+    book.finish(run(FAILURE, started=LAST - 90, operation="backup_part", database="crm"))
+    result = pruned(store, Retention(keep_last=1), state_dir=book.directory)
+    stay = parts if spared else parts[::3]
+    assert keys(store) == sorted([made[0], *stay], reverse=True)
+    why = {one.why for one in result.kept if one.key in stay}
+    assert why == ({("failed run",)} if spared else {("last 1",)})
 
 
 def test_a_backup_at_work_is_no_failure(store: Store, book: Ledger) -> None:

@@ -28,8 +28,8 @@ from .model import (
     Table,
     TableResult,
 )
-from .patterns import matches
-from .postgres import Leader, TableFacts, TableName
+from .part import Part, check_patterns, chosen
+from .postgres import Leader, TableFacts
 from .process import Processes
 from .quoting import literal, qualified
 from .stages import all_faults, stage
@@ -76,7 +76,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     (leader, clients), upload = _open_both(request, store, key, log)
     commit.abort(upload, log)
     with leader, stage("validation"):
-        _locked, facts = _lock_and_measure(leader, request)
+        _part, facts = _lock_and_measure(leader, request)
     return BackupResult(
         changed=True,
         database=request.database,
@@ -97,6 +97,8 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
 def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
     """The request with its defaults, the start, where the object goes, and the result if there is nothing to do."""
     codec.check_level(request.compression, request.compression_level)
+    if request.filters.tables and (request.filters.schemas or request.filters.exclude_schemas):
+        raise UsageError("schemas have no effect beside tables, as in pg_dump", hint="Name them as tables: schema.*")
     if not request.database:
         raise UsageError("no database is named", hint="Set login_db or POSTGRES_DB.")
     request = replace(
@@ -202,7 +204,7 @@ def _open(request: BackupRequest, log: Log) -> Tuple[Leader, Clients]:
     leader = Leader(request.server, request.database)
     try:
         clients = find_clients(request.server, leader.major)
-        _check_patterns(leader, request, log)
+        check_patterns(leader, request.database, request.filters, log)
         leader.take_run_lock(request.database)
         return leader, clients
     except BaseException:
@@ -210,38 +212,12 @@ def _open(request: BackupRequest, log: Log) -> Tuple[Leader, Clients]:
         raise
 
 
-def _check_patterns(leader: Leader, request: BackupRequest, log: Log) -> None:
-    """UsageError for what is to be taken and is not there, which pg_dump would leave out without a word; a warning for
-    what is to be left out and is not there."""
-    filters = request.filters
-    missing = postgres.unmatched(leader, filters.schemas, schemas=True) + postgres.unmatched(leader, filters.tables)
-    if missing:
-        raise UsageError(
-            "nothing in database %s matches %s" % (request.database, ", ".join(missing)),
-            hint="Each pattern of what to take must match. Letters fold to lower case outside of double quotes.",
-        )
-    idle = postgres.unmatched(leader, filters.exclude_schemas, schemas=True)
-    for pattern in idle + postgres.unmatched(leader, filters.exclude_tables + filters.exclude_table_data):
-        log.warning("pattern_matches_nothing", pattern=pattern)
-
-
-def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[List[TableName], List[TableFacts]]:
+def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[Part, List[TableFacts]]:
     """Lock every table that the filters do not rule out; those, and the facts of those with rows of their own."""
-    locked = [each for each in postgres.user_tables(leader) if _wanted(request.filters, each)]
+    part = chosen(leader, request.filters)
     with stage("locking tables"):
-        leader.lock_tables([qualified(each.schema, each.name) for each in locked], request.lock_timeout)
-    return locked, postgres.table_facts(leader, [each.oid for each in locked])
-
-
-def _wanted(filters: Filters, table: TableName) -> bool:
-    """The filters as pg_dump reads them. It decides in the end; a table that it takes and we did not is an error."""
-    if matches(filters.exclude_tables, table.schema, table.name, table.visible):
-        return False
-    if filters.tables:
-        return matches(filters.tables, table.schema, table.name, table.visible)
-    if matches(filters.exclude_schemas, "", table.schema):
-        return False
-    return not filters.schemas or matches(filters.schemas, "", table.schema)
+        leader.lock_tables([qualified(each.schema, each.name) for each in part.tables], request.lock_timeout)
+    return part, postgres.table_facts(leader, [each.oid for each in part.tables])
 
 
 @dataclass
@@ -305,11 +281,10 @@ class _Run:
         """Everything from the schema block to the footer."""
         request, leader, clients = self.request, self.leader, self.clients
         with stage("snapshot"):
-            locked, facts = _lock_and_measure(leader, request)
+            part, facts = _lock_and_measure(leader, request)
             info = postgres.database_info(leader)
         self.estimate = sum(each.size for each in facts)
         self.upload.expect(self.estimate)
-        no_rows = request.filters.exclude_table_data
         self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
         self.block_size = plan.block_size(self.estimate)
         with stage("schema dump"):
@@ -319,7 +294,7 @@ class _Run:
                 request.database,
                 leader.encoding,
                 leader.snapshot,
-                request.filters,
+                part.named,
                 request.lock_timeout,
             )
             for warning in warnings:
@@ -328,11 +303,10 @@ class _Run:
         with stage("head"):
             self.archive.text("schema", schema.as_comments(dumped))
             self.archive.text("pre", self._script(dumped, "pre-data"))
-        missing = found.relations - {each.oid for each in locked}
+        missing = found.relations - {each.oid for each in part.tables}
         if missing:
             raise BackupError("pg_dump took %d tables that are not among the locked ones" % len(missing))
-        bare = {each.oid for each in locked if matches(no_rows, each.schema, each.name, each.visible)}
-        filled = found.relations - bare
+        filled = found.relations - part.bare
         chosen = [each for each in facts if each.oid in filled]
         tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(chosen)]
         with stage("table data"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Dict, Mapping, Optional, Tuple
 
 from . import catalog
@@ -93,7 +94,7 @@ class BucketWatch:
 def count(storage: Storage) -> Dict[str, Usage]:
     """List everything below the prefix. Raises StorageError."""
     found: Dict[str, Usage] = {}
-    newest: Dict[str, Tuple[bool, bool, float]] = {}  # as `catalog.latest` orders them, less what is not right here
+    newest: Dict[str, Tuple[bool, bool, datetime]] = {}  # standings, of what is not right here too
     now = utc_now()
     prefix = storage.prefix.strip("/")
     for item in open_store(storage).list(prefix + "/" if prefix else ""):
@@ -102,8 +103,7 @@ def count(storage: Storage) -> Dict[str, Usage]:
         usage.objects += 1
         usage.bytes += item.size
         if named.database:
-            begun = catalog.parse_time(named.time).timestamp()
-            standing = (not named.part, not catalog.is_future(named.time, now), begun)
+            standing = catalog.standing(named, now)
             newest[named.database] = max(newest.get(named.database, standing), standing)
-            usage.newest = newest[named.database][-1]
+            usage.newest = newest[named.database][-1].timestamp()
     return found

@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote
 
@@ -155,6 +155,12 @@ def is_future(time: str, now: datetime) -> bool:
     return parse_time(time) > now + CLOCK_TOLERANCE
 
 
+def standing(named: Union[Named, BackupInfo], now: datetime) -> Tuple[bool, bool, datetime]:
+    """Of one that has a time: the greatest is a database's `latest`. The whole comes before a part, and what may be
+    before one of the future."""
+    return not named.part, not is_future(named.time, now), parse_time(named.time)
+
+
 def candidates(store: Store, database: str = "", direct: bool = False, only_globals: bool = False) -> List[BackupInfo]:
     """The listing alone, newest first: nothing is read, so `foreign` is not known yet.
 
@@ -251,7 +257,7 @@ def latest(store: Store, database: str, before: str = "", of_globals: bool = Fal
     moment, now = parse_time(before) if before else None, utc_now()
     found = candidates(store, "" if of_globals else database, direct=True, only_globals=of_globals)
     found = [info for info in found if info.time and (moment is None or parse_time(info.time) < moment)]
-    for info in sorted(found, key=lambda one: (one.filtered, is_future(one.time, now))):  # newest first in each
+    for info in sorted(found, key=lambda one: standing(one, now), reverse=True):
         item = store.stat(info.key)
         if item is not None:
             return item

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Mapping, Tuple
 
+from . import retention
 from .config import Reader, duration, read_storage
 from .model import LIST_DETAILS, PruneRequest, Retention, Storage
 
@@ -39,7 +39,7 @@ def _retention(reader: Reader) -> Retention:
 def is_given(environ: Mapping[str, str]) -> bool:
     """Whether there is a policy: a rule above 0, or one that cannot be read, for `prune` to say so."""
     reader = Reader(environ, {})
-    return replace(_retention(reader), min_keep=Retention.min_keep) != Retention() or bool(reader.faults)
+    return not retention.is_empty(_retention(reader)) or bool(reader.faults)
 
 
 def list_request(environ: Mapping[str, str], flags: Mapping[str, str]) -> Tuple[Storage, Retention, int]:

@@ -10,7 +10,6 @@ import signal
 import threading
 from typing import Any, Dict, Optional
 
-from . import limits
 from .errors import Interrupted
 
 _current: Optional[Signals] = None
@@ -18,9 +17,22 @@ _current: Optional[Signals] = None
 
 def still_wanted() -> None:
     """Between two pieces of work: raise the Interrupted that was received, and got over since by the piece that it met
-    at its very end."""
-    if _current is not None and _current.received is not None:
-        raise _current.received
+    at its very end or at its cleanup."""
+    met = _current and (_current.received or _current.late)
+    if met:
+        raise met
+
+
+def note(number: int, _frame: object) -> None:
+    """Handles a signal while a cleanup must not be cut short: it counts at `still_wanted`, and is no cause of what
+    failed before it. Not SIG_IGN, which children would inherit."""
+    if _current is not None:
+        _current.note(number)
+
+
+def stop_alarm() -> None:
+    """End the time limit of the run (`limits`)."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Signals:
@@ -29,6 +41,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: Optional[Interrupted] = None
+        self.late: Optional[Interrupted] = None  # see `note`
         self._armed = True
         self._before: Dict[int, Any] = {}
 
@@ -51,9 +64,17 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def note(self, number: int) -> None:
+        if self._armed and number in self._before:
+            self.late = _interrupted(number)
+
     def _stop(self, number: int, _frame: object) -> None:
         if self._armed:
             self._armed = False
-            limits.stop_alarm()
-            self.received = Interrupted("Interrupted by %s" % signal.Signals(number).name)
+            stop_alarm()
+            self.received = _interrupted(number)
             raise self.received
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted("Interrupted by %s" % signal.Signals(number).name)

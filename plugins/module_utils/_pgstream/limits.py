@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Iterator, Optional
 
 from .errors import BackupError, Interrupted, UsageError
+from .interrupts import note, stop_alarm
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _OTHERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -29,7 +30,7 @@ def time_limit(seconds: int) -> Iterator[None]:
     """End what runs inside after so many seconds, as a signal would, with a BackupError that says so; 0: no limit.
 
     An alarm, as only a signal reaches the main thread wherever it waits. It is the first interrupt or none: those that
-    come later would cut the cleanup short, and one that came before has stopped it (`stop_alarm`).
+    come later would cut the cleanup short, and are only noted; one that came before has stopped it (`stop_alarm`).
     """
     if not seconds:
         yield
@@ -42,7 +43,7 @@ def time_limit(seconds: int) -> Iterator[None]:
     def stop(_number: int, _frame: Optional[FrameType]) -> None:
         nonlocal reached
         for number in _OTHERS:
-            kept[number] = signal.signal(number, _nothing)
+            kept[number] = signal.signal(number, note)
         reached = Interrupted("timeout of %s reached" % span(seconds))
         raise reached
 
@@ -59,11 +60,3 @@ def time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-def stop_alarm() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _nothing(_number: int, _frame: Optional[FrameType]) -> None:
-    """Not SIG_IGN, which children would inherit."""

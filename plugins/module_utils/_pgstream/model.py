@@ -346,7 +346,8 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class KeptBackup:
-    """`why`: rules of the policy, such as `last 1` and `daily 2026-01-31`; or `no policy`, `foreign`, `locked`."""
+    """`why`: rules of the policy, such as `last 1` and `daily 2026-01-31`; or `no policy`, `foreign`, `failed run`,
+    `locked`."""
 
     key: str
     size: int

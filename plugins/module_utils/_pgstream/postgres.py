@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
@@ -103,24 +104,55 @@ def user_tables(leader: Leader) -> List[TableName]:
     return [TableName(int(oid), schema, name, first.get(name) == schema) for oid, schema, name in rows]
 
 
+_PARTITIONS = """
+WITH RECURSIVE below (oid) AS (
+  SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = ANY(%s::oid[])
+  UNION SELECT i.inhrelid FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid)
+SELECT c.oid, n.nspname, c.relname
+FROM below b JOIN pg_catalog.pg_class c ON c.oid = b.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relispartition AND c.relkind IN ('r', 'p', 'f')
+ORDER BY 2, 3
+"""
+
+
+def partitions(leader: Leader, tables: Iterable[int]) -> List[Tuple[int, str, str]]:
+    """OID, schema and name of all partitions below these tables, and below those in turn; foreign tables too."""
+    return [(int(oid), schema, name) for oid, schema, name in leader.rows(_PARTITIONS, (list(tables),))]
+
+
 _SCHEMA_FITS = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace
-  WHERE %s = '' AND nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default)
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n
+  WHERE %s = '' AND n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default
+  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_')
 """
 #: Kinds of relations as pg_dump's patterns mean them.
 _RELATION_FITS = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default
   AND CASE WHEN %s = '' THEN n.nspname = ANY(%s::name[])
-      ELSE n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default END)
+      ELSE n.nspname OPERATOR(pg_catalog.~) %s COLLATE pg_catalog.default END
+  AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_')
 """
 
 
+def as_seen(leader: Leader, patterns: Sequence[str]) -> Tuple[str, ...]:
+    """Patterns in the letters that names have here: in SQL_ASCII they are bytes of no known encoding, a letter each."""
+    if leader.encoding != "SQL_ASCII":
+        return tuple(patterns)
+    return tuple(each.encode("utf-8", "surrogateescape").decode(leader.codec) for each in patterns)
+
+
+def as_given(leader: Leader, names: Iterable[str]) -> Tuple[str, ...]:
+    """Names of the server as arguments of a client program that speaks UTF-8, or of an SQL_ASCII database its bytes."""
+    codec = leader.codec if leader.encoding == "SQL_ASCII" else "utf-8"
+    return tuple(os.fsdecode(each.encode(codec)) for each in names)
+
+
 def unmatched(leader: Leader, patterns: Sequence[str], schemas: bool = False) -> List[str]:
-    """Those of pg_dump's patterns that match no table, view or sequence of the database, or none of its schemas."""
+    """Those of pg_dump's patterns that match no table, view or sequence of the database, or none of its schemas.
+    What is the server's own does not count."""
     found: List[str] = []
-    for pattern in patterns:
-        text = pattern.encode().decode(leader.codec) if leader.encoding == "SQL_ASCII" else pattern
+    for pattern, text in zip(patterns, as_seen(leader, patterns)):
         space, name = pattern_to_regex(text)
         values = (space, name) if schemas else (name, space, leader.search_path, space)
         try:

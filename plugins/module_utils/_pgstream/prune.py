@@ -6,8 +6,8 @@
 it stays or goes. Backups of one part of a database are a series of their own, to which the policy applies by itself.
 
 Only what this engine wrote goes: under the template's name, right under the prefix, with a footer. Everything is known
-before anything is removed: the whole listing, that the clock can be right, that the last backup did not fail, and
-that the newest good backup of each series has a sound index.
+before anything is removed: the whole listing, that the clock can be right, that the last backup did not fail (of a
+part: then its series stay, whichever they are), and that the newest good backup of each series has a sound index.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .stages import stage
 from .store import LOCKED, REMOVED, Store, open_store
 
 FOREIGN = ("foreign",)
+FAILED_RUN = ("failed run",)
 _READERS = 8  # footers read at once
 
 
@@ -68,7 +69,11 @@ def decide(store: Store, request: PruneRequest) -> Plan:
     policy, now = request.retention, utc_now()
     if retention.is_empty(policy):
         return Plan(tuple(_kept(one, (retention.NO_POLICY,)) for one in found), ())
-    _require_good_run(request)
+    if _last_failed(request, "globals" if request.globals else "backup"):
+        raise BackupError(
+            "the last backup of %s failed: nothing is removed" % (request.database or "the globals"),
+            hint="Prune again after one that succeeds.",
+        )
     future = retention.in_the_future(found, now)
     if future:
         raise BackupError(
@@ -78,7 +83,11 @@ def decide(store: Store, request: PruneRequest) -> Plan:
         )
     stays: Dict[str, retention.Reasons] = {one.key: FOREIGN for one in found}
     going: List[BackupInfo] = []
-    for part in dict.fromkeys(one.part for one in found):
+    parts = list(dict.fromkeys(one.part for one in found))
+    if any(parts) and _last_failed(request, "backup_part"):  # no news of the whole; which part it was is not known
+        stays.update((one.key, FAILED_RUN) for one in found if one.part)
+        parts = [""]
+    for part in parts:
         good, why = _judged(store, [one for one in found if one.part == part], request, now)
         leaving = [one for one in good if one.key not in why]
         if leaving:
@@ -114,25 +123,20 @@ def _judged(
             is_good.update(zip([one.key for one in unread], pool.map(lambda one: catalog.is_ours(store, one), unread)))
 
 
-def _require_good_run(request: PruneRequest) -> None:
-    """After a failed backup the old ones are what there is. One of a part is no news of the whole. Raises LedgerError
-    where nobody can tell."""
+def _last_failed(request: PruneRequest, operation: str) -> bool:
+    """Whether the newest run that ended of this operation failed. Raises LedgerError where nobody can tell."""
     if not request.state_dir:
-        return
+        return False
     from .ledger import FAILURE, RUNNING, Ledger  # not every target host's Python has SQLite
 
     for run in Ledger(request.state_dir).view().runs:
-        if (run.operation, run.database) != ("globals" if request.globals else "backup", request.database):
+        if (run.operation, run.database) != (operation, request.database):
             continue
         # One that runs, or that found another one at work, is no news of either kind.
         if run.status == RUNNING or run.exit_code == LockedError.exit_code:
             continue
-        if run.status == FAILURE:
-            raise BackupError(
-                "the last backup of %s failed: nothing is removed" % (request.database or "the globals"),
-                hint="Prune again after one that succeeds.",
-            )
-        return
+        return run.status == FAILURE
+    return False
 
 
 def _require_sound(store: Store, newest: BackupInfo) -> None:

@@ -73,6 +73,11 @@ def dump_schema(
         ("--exclude-table=", filters.exclude_tables),
     ):
         arguments += [option + pattern for pattern in patterns]
+    # `*` means the system's too, whose tables nobody may restore
+    if filters.schemas:
+        arguments += ["--exclude-schema=pg_*", "--exclude-schema=information_schema"]
+    if filters.tables:
+        arguments += ["--exclude-table=pg_*.*", "--exclude-table=information_schema.*"]
     env = clients.environment("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
     try:
         process = processes.spawn(clients.argv("pg_dump", arguments, database), env, "pg_dump")

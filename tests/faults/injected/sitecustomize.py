@@ -6,6 +6,7 @@
 
 PGSTREAM_FAULT=compressor  the compressor raises after two MiB
 PGSTREAM_FAULT=named       SIGTERM once a file in a directory has its name
+PGSTREAM_FAULT=cleanup     SIGTERM once an upload is to be aborted
 PGSTREAM_FAULT=directory   what a directory holds cannot be synced
 Always: the pauses between two attempts of an S3 request are short. Their number stays.
 """
@@ -43,6 +44,19 @@ def _signal_once_named() -> None:
     os.link = linked
 
 
+def _signal_at_cleanup() -> None:
+    from _pgstream import commit
+
+    abort = commit.abort
+
+    def aborted(*arguments):  # type: ignore[no-untyped-def]
+        commit.abort = abort
+        os.kill(os.getpid(), signal.SIGTERM)
+        return abort(*arguments)
+
+    commit.abort = aborted
+
+
 def _no_sync_of_directories() -> None:
     sync = os.fsync
 
@@ -61,5 +75,10 @@ def _short_pauses() -> None:
 
 
 _short_pauses()
-_faults = {"compressor": _failing_compressor, "named": _signal_once_named, "directory": _no_sync_of_directories}
+_faults = {
+    "compressor": _failing_compressor,
+    "named": _signal_once_named,
+    "cleanup": _signal_at_cleanup,
+    "directory": _no_sync_of_directories,
+}
 _faults.get(os.environ.get("PGSTREAM_FAULT", ""), lambda: None)()
