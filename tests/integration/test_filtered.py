@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import secrets
 from datetime import timedelta
@@ -13,15 +14,16 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
-from _pgstream import part
+from _pgstream import catalog, part
 from _pgstream.errors import UsageError
 from _pgstream.events import utc_now
 from _pgstream.ledger import Ledger
 from _pgstream.model import Filters
 from _pgstream.postgres import Leader
+from _pgstream.store import open_store
 
 from tests.support.agekeys import KeyPair
-from tests.support.runs import Outcome, command_env, server_of, sessions
+from tests.support.runs import Outcome, command_env, local_storage, server_of, sessions
 
 PART = re.compile(r"_\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\.part-[0-9a-f]{8}\.sql\.gz(\.age)?$")
 
@@ -172,6 +174,43 @@ def test_what_refers_to_what_is_not_in_it_is_left_out(
     assert sum(line["count"] for line in done.errors if line["event"] == "left_out") == left_out
     there = site.postgres.psql("SELECT count(*) FROM pg_largeobject_metadata", copy).strip()
     assert there == ("1" if taken[0].startswith("--exclude") else "0")
+
+
+def test_tables_come_with_the_schemas_that_they_lie_in(site: Site, databases: Callable[[], str]) -> None:
+    """By the engine, by gunzip and psql, and where a schema is there already; a failure leaves none behind."""
+    site.postgres.psql(
+        'CREATE SCHEMA "a b"; CREATE SCHEMA "q"";"; CREATE SCHEMA other;'
+        ' CREATE TABLE "a b".t (id int PRIMARY KEY) PARTITION BY RANGE (id);'
+        ' CREATE TABLE "q"";".t1 PARTITION OF "a b".t FOR VALUES FROM (0) TO (9); INSERT INTO "a b".t VALUES (1), (2);',
+        site.database,
+    )
+    key = site.made("--table", '"a b".t')
+    schemas = "SELECT string_agg(nspname, ',' ORDER BY nspname) FROM pg_namespace"
+    schemas += " WHERE nspname IN ('a b', 'q\";', 'other')"
+    for prepared in (False, True):
+        copy, plain = databases(), databases()
+        if prepared:
+            for name in (copy, plain):
+                site.postgres.psql('CREATE SCHEMA "a b"', name)
+        done = site("restore", key, "--target-db", copy, *(["--strategy", "swap", "--drop-old"] if prepared else []))
+        assert done.code == 0, done.err
+        site.postgres.psql(gzip.decompress((site.store / key).read_bytes()).decode(), plain)
+        for name in (copy, plain):
+            assert site.postgres.psql('SELECT count(*) FROM "a b".t', name).strip() == "2"
+            assert site.postgres.psql(schemas, name).strip() == 'a b,q";'
+    store = open_store(local_storage(site.store))
+    item = store.stat(key)
+    assert item is not None
+    index = catalog.read_index(store, item)
+    assert index is not None
+    (block,) = [each for each in index.blocks if each.section == "data"]
+    data = bytearray((site.store / key).read_bytes())
+    data[block.offset + block.length // 2] ^= 1
+    (site.store / key).write_bytes(data)
+    copy = databases()
+    done = site("restore", key, "--target-db", copy)
+    assert done.code == 6 and "not_emptied" not in [line["event"] for line in done.errors], done.err
+    assert site.postgres.psql(schemas, copy).strip() == ""
 
 
 def test_encrypted_ones_are_told_apart_without_an_identity(site: Site) -> None:

@@ -289,7 +289,9 @@ def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
     assert argv == [
         "pg_dump", "-Fc", "--section=pre-data", "--section=post-data", "--no-blobs", "--snapshot=0003-1",
         "--lock-wait-timeout=7s",
-        "--schema=a*", '--exclude-schema="B"', "--table=t", "--exclude-table=u", "db",
+        "--schema=a*", '--exclude-schema="B"', "--table=t", "--exclude-table=u",
+        "--exclude-schema=pg_*", "--exclude-schema=information_schema",
+        "--exclude-table=pg_*.*", "--exclude-table=information_schema.*", "db",
     ]  # fmt: skip
 
 

@@ -325,6 +325,8 @@ class _Run:
 
     def _script(self, dumped: bytes, section: str) -> bytes:
         text = schema.pg_restore_text(self.clients, self.processes, dumped, ["--section=" + section, "-f", "-"])
+        if self.request.filters.tables and section == "pre-data":
+            text = schema.with_schemas(text)
         return schema.for_server(text, self.leader.major)
 
     def _blocks(self, section: str) -> copying.RowBlocks:

@@ -308,6 +308,8 @@ class _Run:
         text = schema.pg_restore_text(
             self.planned.clients, self.processes, dumped, arguments, [self.use_list] if self.use_list >= 0 else []
         )
+        if section == "pre-data" and given(self.planned.index).filtered:
+            text = schema.with_schemas(text)
         return schema.for_server(text, self.planned.major)
 
     def _tail(self, database: str, dumped: bytes, options: Sequence[str], loader: Loader) -> None:

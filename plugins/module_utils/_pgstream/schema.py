@@ -25,6 +25,7 @@ _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
 _NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
+_SCHEMA = re.compile(rb"(?m)^-- Name: .*; Type: SCHEMA; ")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
 
@@ -179,7 +180,23 @@ def names(clients: Clients, processes: Processes, archive: bytes, entries: Optio
         script = pg_restore_text(clients, processes, archive, ["-f", "-"])
     else:
         script = _script_of(clients, processes, archive, entries)
+    script = with_schemas(script)
     return {match.group(2) + b" " + match.group(1) for match in _NAMED.finditer(script)}
+
+
+def with_schemas(script: bytes) -> bytes:
+    """Definitions without those of a schema, with the schemas that they lie in before them: where tables are chosen,
+    pg_dump takes no schema along."""
+    spaces = {match.group(2) for match in _NAMED.finditer(script)} - {b"-", b"public", b"pg_catalog"}
+    if not spaces or _SCHEMA.search(script):
+        return script
+    start = script.index(b"-- Name: ")
+    made = [
+        b'-- Name: %s; Type: SCHEMA; Schema: -; Owner: -\n--\n\nCREATE SCHEMA IF NOT EXISTS "%s";\n\n\n--\n'
+        % (space, space.replace(b'"', b'""'))
+        for space in sorted(spaces)
+    ]
+    return script[:start] + b"".join(made) + script[start:]
 
 
 def with_partitions(toc: Sequence[Entry], chosen: Set[int]) -> Set[int]:
