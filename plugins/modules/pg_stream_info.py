@@ -359,7 +359,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgstream.backup.plugins.module_utils._args import info_request
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.catalog import describe, resolve
 from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.listing import known_runs, list_backups
-from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.store import open_store
+from ansible_collections.pgstream.backup.plugins.module_utils._pgstream.store.base import open_store
 from ansible_collections.pgstream.backup.plugins.module_utils._run import info_answer, require, run_module
 from ansible_collections.pgstream.backup.plugins.module_utils._specs import INFO_SPEC
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 from _pgstream import archive, catalog, listing
 from _pgstream.ledger import DIED, FAILURE, SUCCESS, Ledger
 from _pgstream.model import Storage
-from _pgstream.store import open_store
+from _pgstream.store.base import open_store
 
 from tests.support.runs import APPLICATION, Command, Outcome, Proxy, databases_like, sessions, wait_until
 

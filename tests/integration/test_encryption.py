@@ -20,7 +20,8 @@ from _pgstream import catalog, verify
 from _pgstream.errors import BackupError, IntegrityError, UsageError
 from _pgstream.events import Log
 from _pgstream.model import Storage, VerifyRequest
-from _pgstream.store import open_store, s3
+from _pgstream.store import s3
+from _pgstream.store.base import open_store
 
 from tests.integration.test_memory import LIMIT, ROWS, measured
 from tests.integration.test_secrets import Watch

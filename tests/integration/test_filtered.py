@@ -20,7 +20,7 @@ from _pgstream.events import utc_now
 from _pgstream.ledger import Ledger
 from _pgstream.model import Filters
 from _pgstream.postgres import Leader
-from _pgstream.store import open_store
+from _pgstream.store.base import open_store
 
 from tests.support.agekeys import KeyPair
 from tests.support.runs import Outcome, command_env, local_storage, server_of, sessions

@@ -38,7 +38,7 @@ from _pgstream.model import (
 from _pgstream.plan import CopyItem
 from _pgstream.postgres import TableFacts
 from _pgstream.process import Processes
-from _pgstream.store import Store, StoredObject, Upload
+from _pgstream.store.base import Store, StoredObject, Upload
 from _pgstream.target import Target
 
 from .agekeys import KeyPair
@@ -241,7 +241,7 @@ def restored(data: bytes, key: str, **options: Any) -> Outcome:
     try:
         item, index = restore_plan._resolve(store, request, Log())
         clients = Clients("/nowhere", 15, 0, Server())  # too old for \restrict, whose token is random
-        choice = None if index is None else selection.choose(store, item.key, index, request, clients, children)
+        choice = None if index is None else selection.choose(store, item.key, index, request, clients, children, Log())
         planned = restore_plan.Plan(request, store, item, index, choice, Target("d", True), "in_place", clients, 15)
         run = verb._Run(planned, Log(), utc_now())
         run.processes = children

@@ -12,7 +12,7 @@ from typing import Any, List
 from _pgstream import archive, catalog
 from _pgstream.events import rfc3339
 from _pgstream.model import FORMAT_VERSION, DatabaseInfo, Filters, Index, Table
-from _pgstream.store import Store
+from _pgstream.store.base import Store
 
 EVERYTHING = Filters()
 FOREIGN = b"-- PostgreSQL database dump\n"  # what another tool might have stored

@@ -14,7 +14,7 @@ import pytest
 from _pgstream import catalog
 from _pgstream.errors import IntegrityError, NotFoundError, StorageError, UsageError
 from _pgstream.model import COMPRESSIONS, EXTENSIONS, Filters, Storage
-from _pgstream.store import Store, open_store
+from _pgstream.store.base import Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

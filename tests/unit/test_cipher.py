@@ -19,7 +19,7 @@ from _pgstream import age, age_header
 from _pgstream.cipher import CipherStore
 from _pgstream.errors import IntegrityError, NotFoundError, UsageError
 from _pgstream.model import Storage
-from _pgstream.store import Store, open_store
+from _pgstream.store.base import Store, open_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -277,7 +277,7 @@ def test_an_upload_that_is_aborted_leaves_nothing(tmp_path: Path) -> None:
 def test_the_sizes_announced_suffice() -> None:
     """`expect` is how many bytes may come at the most: parts of one size depend on it."""
     from _pgstream.cipher import _SealedUpload
-    from _pgstream.store import StoredObject, Upload
+    from _pgstream.store.base import StoredObject, Upload
 
     class Counted(Upload):
         announced = size = 0

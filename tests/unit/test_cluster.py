@@ -28,7 +28,7 @@ from _pgstream.model import (
     VerifyRequest,
 )
 from _pgstream.patterns import choose, database_matches
-from _pgstream.store import open_store
+from _pgstream.store.base import open_store
 from hypothesis import given
 from hypothesis import strategies as st
 

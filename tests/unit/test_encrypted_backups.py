@@ -16,7 +16,7 @@ from _pgstream import archive, backup, catalog, listing, prune, verify
 from _pgstream.errors import BackupError, IntegrityError, UsageError
 from _pgstream.events import Log
 from _pgstream.model import BackupRequest, PruneRequest, Retention, Server, Storage, VerifyRequest
-from _pgstream.store import open_store
+from _pgstream.store.base import open_store
 
 from tests.support.agekeys import KeyPair
 from tests.support.ledger_runs import run

@@ -31,7 +31,7 @@ from _pgstream.errors import StorageError, UsageError
 from _pgstream.ledger import FAILURE, RUNNING, SUCCESS, Ledger, View
 from _pgstream.model import Storage
 from _pgstream.observer import Facts
-from _pgstream.store import StoredObject
+from _pgstream.store.base import StoredObject
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ledger_runs import DAY, NOW, rich_facts, run, view

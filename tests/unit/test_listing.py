@@ -26,7 +26,8 @@ from _pgstream.model import (
     Retention,
     Storage,
 )
-from _pgstream.store import Store, local, open_store
+from _pgstream.store import local
+from _pgstream.store.base import Store, open_store
 
 from tests.support.ledger_runs import run
 from tests.support.made import FOREIGN, backup_bytes, put, put_backup

@@ -18,8 +18,8 @@ from typing import Any, List
 import pytest
 from _pgstream.errors import BackupError, IntegrityError, NotFoundError, StorageError
 from _pgstream.model import Storage
-from _pgstream.store import Store, open_store
 from _pgstream.store import local as module
+from _pgstream.store.base import Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -156,7 +156,7 @@ def test_a_file_system_without_links(store: Store, tmp_path: Path, monkeypatch: 
 def test_sweep_removes_what_a_dead_writer_left(store: Store, tmp_path: Path) -> None:
     """A writer in another process dies by SIGKILL; one in this process lives, and so does its file."""
     code = (
-        "import os, signal; from _pgstream.store import open_store; from _pgstream.model import Storage;"
+        "import os, signal; from _pgstream.store.base import open_store; from _pgstream.model import Storage;"
         "u = open_store(Storage(kind='local', directory=%r)).begin(%r, False); u.write([b'x']);"
         "os.kill(os.getpid(), signal.SIGKILL)" % (str(tmp_path), KEY)
     )

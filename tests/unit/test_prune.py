@@ -18,7 +18,8 @@ from _pgstream import catalog, prune, retention
 from _pgstream.errors import BackupError, IntegrityError, LockedError, StorageError
 from _pgstream.ledger import FAILURE, RUNNING, SUCCESS, Ledger, LedgerError
 from _pgstream.model import Filters, PruneRequest, PruneResult, Retention, Storage
-from _pgstream.store import FAILED, LOCKED, Deletion, Store, StoredObject, local, open_store
+from _pgstream.store import local
+from _pgstream.store.base import FAILED, LOCKED, Deletion, Store, StoredObject, open_store
 
 from tests.support.ledger_runs import run
 from tests.support.made import FOREIGN, backup_bytes, put, put_backup

@@ -31,8 +31,9 @@ from _pgstream.errors import (
 )
 from _pgstream.model import Storage
 from _pgstream.process import Process
-from _pgstream.store import REMOVED, Store, rclone, rclone_client, rclone_upload, retry
-from _pgstream.store import _door as open_store  # without what encrypts above it
+from _pgstream.store import rclone, rclone_client, rclone_upload, retry
+from _pgstream.store.base import REMOVED, Store
+from _pgstream.store.base import _door as open_store  # without what encrypts above it
 from _pgstream.store.rclone_client import RcloneError, first_cause_in
 
 from tests.support import servers
@@ -328,7 +329,7 @@ def test_an_rclone_that_does_nothing_is_given_up(place_of: Callable[..., Place],
 def test_a_killed_run_leaves_what_the_next_sweeps(sftp: Place) -> None:
     """rclone takes the death of its feeder for the end of the stream: what it stores then is under the partial name."""
     code = (
-        "import os, signal, sys; from _pgstream.store import open_store; from _pgstream.model import Storage;"
+        "import os, signal, sys; from _pgstream.store.base import open_store; from _pgstream.model import Storage;"
         "u = open_store(Storage(kind='rclone', rclone_remote=%r, rclone_path=%r, prefix='p')).begin(%r, False);"
         "u.write([os.urandom(3 << 20)]); print(u._process.pid); sys.stdout.flush();"
         "os.kill(os.getpid(), signal.SIGKILL)" % (sftp.storage.rclone_remote, sftp.storage.rclone_path, KEY)

@@ -17,7 +17,8 @@ import pytest
 from _pgstream import prune
 from _pgstream.errors import StorageError
 from _pgstream.model import PruneRequest, Retention, Storage
-from _pgstream.store import FAILED, LOCKED, REMOVED, StoredObject, s3_delete
+from _pgstream.store import s3_delete
+from _pgstream.store.base import FAILED, LOCKED, REMOVED, StoredObject
 from _pgstream.store.s3 import S3Store
 from botocore.exceptions import ClientError
 from moto.core import DEFAULT_ACCOUNT_ID

@@ -17,7 +17,8 @@ import pytest
 from _pgstream import catalog
 from _pgstream.errors import StorageError
 from _pgstream.model import Storage
-from _pgstream.store import Store, open_store, retry, s3_sse
+from _pgstream.store import retry, s3_sse
+from _pgstream.store.base import Store, open_store
 from moto.server import ThreadedMotoServer
 
 from tests.support.agekeys import KeyPair

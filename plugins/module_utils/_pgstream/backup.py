@@ -33,7 +33,7 @@ from .postgres import Leader, TableFacts
 from .process import Processes
 from .quoting import literal, qualified
 from .stages import all_faults, stage
-from .store import Store, StoredObject, Upload, open_store
+from .store.base import Store, StoredObject, Upload, open_store
 from .workers import run_parallel
 
 LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put

@@ -20,7 +20,7 @@ from . import catalog
 from .errors import BackupError
 from .events import utc_now
 from .model import Storage
-from .store import open_store
+from .store.base import open_store
 
 PATIENCE = 0.5  # seconds that one who asks waits for a listing
 STUCK = 60.0  # seconds after which an unanswered listing counts as a store that does not answer

@@ -20,7 +20,7 @@ from . import archive
 from .errors import BackupError, IntegrityError, NoStoreError, NotFoundError, UsageError
 from .events import Log, utc_now
 from .model import ENCRYPTED, EXTENSIONS, BackupInfo, Filters, Index, Storage
-from .store import Store, StoredObject, open_store
+from .store.base import Store, StoredObject, open_store
 
 _MOMENT, _ENDING = r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", r"\.sql(\.gz|\.zst)?(\.age)?"
 _PART_LENGTH = 8  # hexadecimal digits

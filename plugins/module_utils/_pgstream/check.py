@@ -14,7 +14,7 @@ from .events import Log
 from .model import CheckResult, Finding, Server, Storage
 from .postgres import Leader, user_tables
 from .session import place
-from .store import open_store
+from .store.base import open_store
 
 
 def check(server: Server, storage: Storage, database: str, log: Log) -> CheckResult:

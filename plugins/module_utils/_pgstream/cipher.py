@@ -21,7 +21,7 @@ from .age_header import Header
 from .age_keys import identity_keys, recipient_key
 from .errors import IntegrityError, NotFoundError, UsageError, given
 from .model import ENCRYPTED, Finding, Storage
-from .store import Deletion, Store, StoredObject, Upload
+from .store.base import Deletion, Store, StoredObject, Upload
 
 if TYPE_CHECKING:
     from .age import Payload  # it takes the package cryptography, which only those need who encrypt or decrypt

@@ -16,7 +16,7 @@ from .events import Log, utc_now
 from .model import BackupInfo, Index
 from .process import Processes
 from .stages import stage
-from .store import Store, StoredObject, Upload
+from .store.base import Store, StoredObject, Upload
 
 CLOCK = 0.1  # seconds between two looks at it
 

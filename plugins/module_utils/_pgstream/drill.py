@@ -25,7 +25,7 @@ from .model import Index, RestoreRequest, RestoreResult, Server, Table, VerifyRe
 from .quoting import qualified, quote
 from .session import Session, session_settings, share_out
 from .stages import stage
-from .store import StoredObject
+from .store.base import StoredObject
 from .target import DRILL, MADE, marked
 from .verify import Proof
 

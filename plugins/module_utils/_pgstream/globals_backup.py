@@ -27,7 +27,7 @@ from .model import ENGINE_VERSION, FORMAT_VERSION, BackupRequest, BackupResult, 
 from .process import Processes
 from .session import AT_START, Session
 from .stages import all_faults, stage
-from .store import Store, Upload, open_store
+from .store.base import Store, Upload, open_store
 
 #: pg_dumpall's closing comment, with nothing after it but comments and empty lines.
 _COMPLETE = re.compile(rb"\n-- PostgreSQL database cluster dump complete\r?\n(((--)[^\n]*|[ \t\r]*)(\n|\Z))*\Z")

@@ -27,7 +27,7 @@ from .process import Processes
 from .quoting import quote
 from .session import AT_START, Session
 from .stages import all_faults, stage
-from .store import Store, StoredObject, open_store
+from .store.base import Store, StoredObject, open_store
 
 STRATEGY = "globals"
 #: One piece of a script: a comment, a text, a quoted name, the end of a statement, or what lies between.

@@ -20,7 +20,7 @@ from . import archive, catalog, retention
 from .errors import IntegrityError, NotFoundError
 from .events import Log, rfc3339, utc_now
 from .model import LIST_DETAILS, BackupInfo, Retention, Storage
-from .store import Store, open_store
+from .store.base import Store, open_store
 
 if TYPE_CHECKING:
     from .ledger import Run  # else not: it wants SQLite, which not every target host's Python has

@@ -19,7 +19,7 @@ from .model import Block, Index
 from .process import Process, Processes
 from .quoting import quote
 from .session import unhindered
-from .store import Store
+from .store.base import Store
 from .workers import check_running
 
 LARGEST_RUN = 16 << 20  # stored bytes of one psql run

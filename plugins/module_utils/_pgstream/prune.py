@@ -23,7 +23,7 @@ from .errors import BackupError, IntegrityError, LockedError, NotFoundError, Sto
 from .events import Log, utc_now
 from .model import BackupInfo, KeptBackup, PruneRequest, PruneResult, RemovedBackup
 from .stages import stage
-from .store import LOCKED, REMOVED, Store, open_store
+from .store.base import LOCKED, REMOVED, Store, open_store
 
 FOREIGN = ("foreign",)
 FAILED_RUN = ("failed run",)

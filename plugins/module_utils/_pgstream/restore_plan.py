@@ -20,7 +20,7 @@ from .process import Processes
 from .selection import Selection, choose
 from .session import AT_START, Session
 from .stages import all_faults, stage
-from .store import Store, StoredObject, open_store
+from .store.base import Store, StoredObject, open_store
 from .target import Target
 
 

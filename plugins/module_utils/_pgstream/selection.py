@@ -17,7 +17,7 @@ from .events import Log
 from .loading import Reader
 from .model import Block, Index, RestoreRequest, Table
 from .process import Processes
-from .store import Store
+from .store.base import Store
 
 _NAMED = 10  # objects in a message
 _LARGE_OBJECT = b"\nSELECT pg_catalog.lo_create('"

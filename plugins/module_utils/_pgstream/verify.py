@@ -26,7 +26,7 @@ from .model import LEVELS, Block, Index, VerifyRequest, VerifyResult
 from .quoting import qualified
 from .rowcount import RowCounter
 from .stages import stage
-from .store import Store, StoredObject, open_store
+from .store.base import Store, StoredObject, open_store
 from .workers import check_running, run_parallel
 
 FAULTS_NAMED = 5  # damaged blocks in a message; their number is always told

@@ -16,7 +16,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 from ..errors import BackupError, IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
-from . import Store, StoredObject, Upload
+from .base import Store, StoredObject, Upload
 
 PIECE = 1 << 20  # bytes read at a time
 _TEMPORARY = ".pgstream-partial"  # suffix; the name also starts with a dot, so that no listing shows it

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from ..errors import BackupError, IntegrityError, NoStoreError, NotFoundError, StorageError, UsageError
 from ..events import utc_now
 from ..model import Finding, Storage
-from . import Store, StoredObject, Upload
+from .base import Store, StoredObject, Upload
 from .rclone_client import NOT_THERE, RcloneClient, RcloneError, stored_object, time_of
 from .rclone_upload import DIGESTS, PARTIAL, RcloneUpload
 from .retry import Retry

@@ -25,7 +25,7 @@ from ..errors import BackupError, StorageError, UsageError
 from ..events import rfc3339
 from ..model import RCLONE_REMOTE, Storage
 from ..process import Process, Processes
-from . import StoredObject
+from .base import StoredObject
 from .retry import PATIENT_LIMIT, Retry
 
 #: rclone's documentation, "List of exit codes". There is no telling a directory from a file where it matters here.

@@ -19,7 +19,7 @@ from typing import Any, Dict, Optional, Sequence
 from ..errors import BackupError, Cancelled, IntegrityError, StorageError, given
 from ..plan import part_size
 from ..process import Process
-from . import StoredObject, Upload
+from .base import StoredObject, Upload
 from .rclone_client import RcloneClient, RcloneError, stored_object
 from .retry import Retry
 

@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 from ..errors import IntegrityError, NoStoreError, NotFoundError, StorageError
 from ..events import rfc3339
 from ..model import Finding, Storage
-from . import Deletion, Store, StoredObject, Upload, profiles, s3_sse
+from . import profiles, s3_sse
+from .base import Deletion, Store, StoredObject, Upload
 from .retry import Retry
 from .s3_client import HINTS, READ_FAULTS, S3Client, code_of, may_pass, status_of, translate
 from .s3_delete import content_md5, delete_many

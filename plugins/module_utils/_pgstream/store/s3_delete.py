@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..errors import StorageError
-from . import FAILED, LOCKED, REMOVED, Deletion
+from .base import FAILED, LOCKED, REMOVED, Deletion
 
 BATCH = 1000  # S3's limit of DeleteObjects
 _ASKING = 8  # versions asked for at once

@@ -18,7 +18,7 @@ from ..errors import Cancelled, IntegrityError, StorageError
 from ..events import rfc3339
 from ..plan import part_size
 from ..stages import stage
-from . import StoredObject, Upload
+from .base import StoredObject, Upload
 from .profiles import Profile
 from .retry import Retry
 from .s3_client import PartBody, S3Client, code_of, may_pass, status_of
