@@ -265,7 +265,6 @@ def test_a_database_of_the_temporary_name(
     for number, options in enumerate(({}, {"correlation_id": "mine"})):
         other = name + "_pgstream_" + ("0" * 12 if not number else "mine")
         postgres.createdb(other)
-        postgres.psql("CREATE TABLE precious (a int)", other)
         try:
             with monkeypatch.context() as patch:
                 if not number:
@@ -357,20 +356,6 @@ def test_a_comment_alone_drops_no_database(
     assert "swept" not in log.events() and {name, copy, "other"} <= set(names)
     assert postgres.psql("SELECT count(*) FROM pg_database WHERE datname IN ('%s', 'other')" % copy).strip() == "2"
     postgres.dropdb("other")
-
-
-def test_what_was_killed_before_it_was_marked(
-    postgres: Any, databases: Callable[[], str], sound: Tuple[Storage, str]
-) -> None:
-    """Swept if it is empty, as it must be."""
-    name = databases()
-    empty, full = (name + "_pgstream_" + digit * 12 for digit in "ab")
-    for left in (empty, full):
-        postgres.createdb(left)
-    postgres.psql("CREATE TABLE precious (a int)", full)
-    restore(server_of(postgres), *sound, database=name, strategy="swap", keep_old=False)
-    assert databases_like(postgres, name) == sorted([name, full])
-    postgres.dropdb(full)
 
 
 def test_the_comment_of_the_backup_comes_with_the_rename(

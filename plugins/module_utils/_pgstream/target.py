@@ -84,7 +84,6 @@ WHERE i.type IS NOT NULL
 ORDER BY CASE i.type WHEN 'event trigger' THEN 0 WHEN 'publication' THEN 1 WHEN 'table' THEN 2 WHEN 'schema' THEN 4
          WHEN 'extension' THEN 5 ELSE 3 END, 4
 """ % " UNION ALL ".join(_SELECTS)
-_DIGITS = 12  # random ones, at the end of a name
 Result = TypeVar("Result")
 HeldT = TypeVar("HeldT", bound="Held")
 
@@ -220,29 +219,12 @@ class Maintenance:
     def sweep(self, log: Log) -> None:
         """Drop what restores into this target that were killed left behind. We hold its lock, so none is running; where
         a session is still at it, it stays."""
-        for name in marked(self._session, self._mark) + self._unmarked():
+        for name in marked(self._session, self._mark):
             try:
                 self._session.execute("DROP DATABASE IF EXISTS " + quote(name))
                 log.info("swept", object=name)
             except BackupError as error:
                 log.warning("not_swept", object=name, message=error.message)
-
-    def _unmarked(self) -> List[str]:
-        """Those that were made, and whose makers were killed before they could mark them: still empty."""
-        start = beside(self._target, self._session.codec)[:-_DIGITS]
-        found = self._session.rows(
-            "SELECT datname FROM pg_catalog.pg_database WHERE pg_catalog.starts_with(datname::text, %s)"
-            " AND pg_catalog.shobj_description(oid, 'pg_database') IS NULL AND datname ~ %s",
-            (start, MADE),
-        )
-        return [name for (name,) in found if len(name) == len(start) + _DIGITS and self._is_empty(name)]
-
-    def _is_empty(self, name: str) -> bool:
-        try:
-            with Session(self._server, name) as session:
-                return not Target(name, True, tuple(objects(session))).content
-        except BackupError:
-            return False
 
     def _make(self, name: str, words: str) -> None:
         """CREATE DATABASE. What was made bears its purpose until it takes its place."""
@@ -392,7 +374,7 @@ class Maintenance:
 def beside(target: str, codec: str = "utf-8") -> str:
     """A name of its own for the database that is restored into before it is renamed. `codec`: Python's name of the
     encoding that the server counts the bytes of names in."""
-    return _cut(target, "_pgstream_" + secrets.token_hex(_DIGITS // 2), codec)
+    return _cut(target, "_pgstream_" + secrets.token_hex(6), codec)
 
 
 def kept_name(target: str, moment: datetime, codec: str = "utf-8") -> str:
