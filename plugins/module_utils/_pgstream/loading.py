@@ -110,7 +110,9 @@ class Loader:
             elif not block.tables:
                 text = b"".join(sql)
                 made.update(map(int, _LARGE_OBJECT.findall(text)))
-                sql = iter([line for line in text.splitlines(True) if not line.startswith(unwanted)])
+                if unwanted:
+                    text = b"".join(line for line in text.splitlines(True) if not line.startswith(unwanted))
+                sql = iter([text])
             for piece in sql:
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]

@@ -54,6 +54,8 @@ def chosen(leader: Leader, filters: Filters) -> Part:
 
     def meant(patterns: Sequence[str]) -> Tuple[Set[int], Tuple[str, ...]]:
         """OIDs of the tables that match and of their partitions, and patterns that mean them all."""
+        if not patterns:
+            return set(), ()
         seen = postgres.as_seen(leader, patterns)
         found = {each.oid for each in tables if matches(seen, each.schema, each.name, each.visible)}
         below = [each for each in postgres.partitions(leader, found) if each[0] not in found]
