@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from _pgstream import limits
 from _pgstream.errors import BackupError, Interrupted, UsageError
-from _pgstream.interrupts import Signals, still_wanted
+from _pgstream.interrupts import Signals, still_wanted, whole
 from _pgstream.stages import stage
 
 
@@ -68,6 +68,23 @@ def test_a_signal_during_its_cleanup_counts_for_what_comes_next(number: int, nam
                 still_wanted()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGALRM, signal.SIGTERM), (signal.SIGTERM, signal.SIGALRM)])
+def test_what_is_done_as_a_whole_is_not_cut_short(numbers: Any) -> None:
+    """Each signal that came meanwhile is met at its end, whichever is the first cause."""
+    done = []
+    with Signals():
+        with pytest.raises((BackupError, Interrupted)):
+            with limits.time_limit(60), whole():
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+                with whole():
+                    done.append("inner")
+                done.append("outer")
+        with pytest.raises(Interrupted, match="Interrupted by SIGTERM"):
+            still_wanted()
+    assert done == ["inner", "outer"]
 
 
 def test_another_interrupt_goes_through_as_it_is() -> None:

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from typing import Callable, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 from _pgstream import process
-from _pgstream.errors import BackupError, Cancelled, ServerError
+from _pgstream.errors import BackupError, Cancelled, Interrupted, ServerError
+from _pgstream.interrupts import Signals
 from _pgstream.process import Processes, first_line_of_cause, memory_file
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
 PATIENCE = 60  # seconds until a wait is given up; never a measure of speed
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> List[int]:
+    """The children that are started from now on, after each of which something happens."""
+    started: List[int] = []
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+            then()
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    return started
 
 
 @pytest.fixture
@@ -181,6 +197,39 @@ def test_nothing_starts_after_kill_all(processes: Processes) -> None:
     assert processes.closed
     with pytest.raises(Cancelled):
         processes.spawn(sh("exit 0"), ENV, "sh")
+
+
+def test_a_signal_while_a_child_is_started_leaves_no_child(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is met when the child is known."""
+    started = noted(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with Signals(), pytest.raises(Interrupted, match="SIGTERM"):
+        processes.spawn(["sleep", "60"], ENV, "sleep")
+    processes.kill_all()
+    assert not alive(started[0])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_a_child_that_cannot_be_attended_is_not_left(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """No memory for a thread, after so many."""
+    before, start, left = descriptors(), threading.Thread.start, [None] * threads
+
+    def start_some(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    started = noted(monkeypatch, lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    with pytest.raises(RuntimeError):
+        processes.spawn(["sleep", "60"], ENV, "sleep", data=b"")
+    monkeypatch.undo()
+    assert not alive(started[0])
+    wait_for(lambda: descriptors() == before)
 
 
 def test_a_reader_is_woken_by_kill_all(processes: Processes) -> None:

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from typing import Any, Dict, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional
 
 from .errors import Interrupted
 
 _current: Optional[Signals] = None
+_put_off: Optional[List[int]] = None
 
 
 def still_wanted() -> None:
@@ -33,6 +36,39 @@ def note(number: int, _frame: object) -> None:
 def stop_alarm() -> None:
     """End the time limit of the run (`limits`)."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """What is done inside is done as a whole: a signal that comes meanwhile is met at its end. For steps that must not
+    be torn, as a child that is started and not yet known would outlive the run. Not the process's signal mask, which
+    children would inherit."""
+    global _put_off
+    if threading.current_thread() is not threading.main_thread() or _put_off is not None:
+        yield  # signals are met in the main thread only
+        return
+    _put_off = []
+    try:
+        yield
+    finally:
+        numbers, _put_off = _put_off, None
+        _again(numbers)
+
+
+def _again(numbers: List[int]) -> None:
+    if numbers:
+        try:
+            os.kill(os.getpid(), numbers[0])
+        finally:
+            _again(numbers[1:])  # what the first one raises is not the end of them
+
+
+def put_off(number: int) -> bool:
+    """Whether the signal came inside of `whole`; it comes again at the end of that."""
+    if _put_off is None:
+        return False
+    _put_off.append(number)
+    return True
 
 
 class Signals:
@@ -69,7 +105,7 @@ class Signals:
             self.late = _interrupted(number)
 
     def _stop(self, number: int, _frame: object) -> None:
-        if self._armed:
+        if self._armed and not put_off(number):
             self._armed = False
             stop_alarm()
             self.received = _interrupted(number)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Iterator, Optional
 
 from .errors import BackupError, Interrupted, UsageError
-from .interrupts import note, stop_alarm
+from .interrupts import note, put_off, stop_alarm
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _OTHERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -40,8 +40,10 @@ def time_limit(seconds: int) -> Iterator[None]:
     reached: Optional[Interrupted] = None
     kept = {}
 
-    def stop(_number: int, _frame: Optional[FrameType]) -> None:
+    def stop(alarm: int, _frame: Optional[FrameType]) -> None:
         nonlocal reached
+        if put_off(alarm):
+            return
         for number in _OTHERS:
             kept[number] = signal.signal(number, note)
         reached = Interrupted("timeout of %s reached" % span(seconds))

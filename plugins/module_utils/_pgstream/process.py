@@ -20,6 +20,7 @@ import threading
 from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from .errors import BackupError, Cancelled, ServerError, given, hint_of
+from .interrupts import whole
 
 PIPE_SIZE = 1 << 20  # bytes; Linux's default limit for an unprivileged user (pipe-max-size)
 READ_SIZE = 1 << 20  # bytes
@@ -63,16 +64,25 @@ class Process:
         self.pid = self._popen.pid
         self._stderr = bytearray()
         self._stdout = bytearray()
-        stdout = given(self._popen.stdout)
-        self._out = stdout.fileno()
+        self._out = given(self._popen.stdout).fileno()
         _widen(self._out)
-        self._helpers = [self._start(self._collect, given(self._popen.stderr), self._stderr)]
+        self._helpers: List[threading.Thread] = []
+        try:
+            self._attend(data, feed)
+        except BaseException:  # no memory for another thread
+            self.kill()
+            self.status()
+            raise
+
+    def _attend(self, data: Optional[bytes], feed: bool) -> None:
+        """Start who reads the child's words, feeds it, and waits for its end."""
+        self._helpers.append(self._start(self._collect, given(self._popen.stderr), self._stderr))
         if hasattr(os, "waitid"):
             self._start(self._end_group)
         if feed:
             _widen(given(self._popen.stdin).fileno())
             # Whoever feeds a child does not read it: what it says is kept until its end.
-            self._helpers.append(self._start(self._collect, stdout, self._stdout))
+            self._helpers.append(self._start(self._collect, given(self._popen.stdout), self._stdout))
         elif data is not None:
             self._helpers.append(self._start(self._feed, data))
 
@@ -232,7 +242,7 @@ class Processes:
         pass_fds: Sequence[int] = (),
     ) -> Process:
         """Start a child. `data` is its whole input; `feed` leaves its input open for `Process.write`."""
-        with self._lock:
+        with whole(), self._lock:
             if self._closed:
                 raise Cancelled("%s was not started: the run is ending" % name)
             try:
