@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import threading
 from collections import Counter
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from . import codec, framing
 from .errors import BackupError, IntegrityError
@@ -50,7 +50,7 @@ class BlockEncoder:
         self._counts: Dict[int, int] = {}
         self.raw_length = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Union[bytes, memoryview]) -> None:
         self.raw_length += len(data)
         piece = self._member.compress(data)
         if piece:

@@ -10,7 +10,7 @@ Every decoder is asked at the end whether it really ended: zlib and zstandard ac
 from __future__ import annotations
 
 import zlib
-from typing import Any, Generator, Iterator, Optional
+from typing import Any, Generator, Iterator, Optional, Union
 
 from .errors import BackupError, IntegrityError, UsageError
 
@@ -49,7 +49,7 @@ def check_level(compression: str, level: Optional[int]) -> None:
 class Compressor:
     """One member or frame, compressed as it comes. `flush` ends it, checksum included."""
 
-    def compress(self, data: bytes) -> bytes:
+    def compress(self, data: Union[bytes, memoryview]) -> bytes:
         raise NotImplementedError
 
     def flush(self) -> bytes:
@@ -71,7 +71,7 @@ class _Gzip(Compressor):
         self._crc = 0
         self._size = 0
 
-    def compress(self, data: bytes) -> bytes:
+    def compress(self, data: Union[bytes, memoryview]) -> bytes:
         self._crc = self._crc32(data, self._crc)
         self._size += len(data)
         compressed: bytes = self._deflate.compress(data)
@@ -89,7 +89,7 @@ class _Zstd(Compressor):
         )
         self._frame = context.compressobj()
 
-    def compress(self, data: bytes) -> bytes:
+    def compress(self, data: Union[bytes, memoryview]) -> bytes:
         return self._frame.compress(data)
 
     def flush(self) -> bytes:
@@ -97,7 +97,7 @@ class _Zstd(Compressor):
 
 
 class _Plain(Compressor):
-    def compress(self, data: bytes) -> bytes:
+    def compress(self, data: Union[bytes, memoryview]) -> bytes:
         return bytes(data)
 
     def flush(self) -> bytes:

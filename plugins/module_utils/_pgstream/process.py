@@ -99,6 +99,10 @@ class Process:
                 return
             yield chunk
 
+    def read_into(self, buffer: memoryview) -> int:
+        """Read what the child writes into `buffer`; the number of bytes, 0 at the end."""
+        return os.readv(self._out, [buffer])
+
     def output(self) -> bytes:
         """The whole standard output of a child that ended well."""
         collected = b"".join(self.chunks())
