@@ -229,7 +229,7 @@ def test_a_child_that_cannot_be_attended_is_not_left(
         processes.spawn(["sleep", "60"], ENV, "sleep", data=b"")
     monkeypatch.undo()
     assert not alive(started[0])
-    wait_for(lambda: descriptors() == before)
+    wait_for(lambda: descriptors() <= before)  # fewer where what an earlier test left was collected
 
 
 def test_a_reader_is_woken_by_kill_all(processes: Processes) -> None:

@@ -274,7 +274,7 @@ def test_for_older_servers() -> None:
 def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
     fake = Clients()
     filters = Filters(("a*",), ('"B"',), ("t",), ("u",), ("v",))
-    dumped, warnings = schema.dump_schema(
+    started = schema.start_dump(
         fake,
         fake,
         database="db",
@@ -283,7 +283,7 @@ def test_the_dump_is_of_the_snapshot_and_holds_no_data() -> None:
         filters=filters,
         lock_timeout=7,  # type: ignore[arg-type]
     )
-    assert (dumped, warnings) == (b"PGDMP", ["pg_dump: warning: left out"])
+    assert schema.dumped_by(started) == (b"PGDMP", ["pg_dump: warning: left out"])
     (argv,) = fake.argv_seen
     assert fake.encodings == ["UTF8"]
     assert argv == [

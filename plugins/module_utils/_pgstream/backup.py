@@ -76,7 +76,7 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     (leader, clients), upload = _open_both(request, store, key, log)
     commit.abort(upload, log)
     with leader, stage("validation"):
-        _part, facts = _lock_and_measure(leader, request)
+        facts = _measure(leader, _lock(leader, request))
     return BackupResult(
         changed=True,
         database=request.database,
@@ -212,12 +212,17 @@ def _open(request: BackupRequest, log: Log) -> Tuple[Leader, Clients]:
         raise
 
 
-def _lock_and_measure(leader: Leader, request: BackupRequest) -> Tuple[Part, List[TableFacts]]:
-    """Lock every table that the filters do not rule out; those, and the facts of those with rows of their own."""
+def _lock(leader: Leader, request: BackupRequest) -> Part:
+    """Lock every table that the filters do not rule out."""
     part = chosen(leader, request.filters)
     with stage("locking tables"):
         leader.lock_tables([qualified(each.schema, each.name) for each in part.tables], request.lock_timeout)
-    return part, postgres.table_facts(leader, [each.oid for each in part.tables])
+    return part
+
+
+def _measure(leader: Leader, part: Part) -> List[TableFacts]:
+    """The facts of those with rows of their own."""
+    return postgres.table_facts(leader, [each.oid for each in part.tables])
 
 
 @dataclass
@@ -281,14 +286,9 @@ class _Run:
         """Everything from the schema block to the footer."""
         request, leader, clients = self.request, self.leader, self.clients
         with stage("snapshot"):
-            part, facts = _lock_and_measure(leader, request)
-            info = postgres.database_info(leader)
-        self.estimate = sum(each.size for each in facts)
-        self.upload.expect(self.estimate)
-        self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
-        self.block_size = plan.block_size(self.estimate)
+            part = _lock(leader, request)
         with stage("schema dump"):
-            dumped, warnings = schema.dump_schema(
+            pg_dump = schema.start_dump(
                 clients,
                 self.processes,
                 request.database,
@@ -297,9 +297,16 @@ class _Run:
                 part.named,
                 request.lock_timeout,
             )
+            facts = _measure(leader, part)
+            info = postgres.database_info(leader)
+            dumped, warnings = schema.dumped_by(pg_dump)
             for warning in warnings:
                 self.log.warning("pg_dump_warning", message=warning)
             found = schema.contents(schema.entries(clients, self.processes, dumped))
+        self.estimate = sum(each.size for each in facts)
+        self.upload.expect(self.estimate)
+        self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
+        self.block_size = plan.block_size(self.estimate)
         with stage("head"):
             self.archive.text("schema", schema.as_comments(dumped))
             self.archive.text("pre", self._script(dumped, "pre-data"))

@@ -37,13 +37,13 @@ class _CutShort(IntegrityError):
 
 def index_text(index: Index) -> bytes:
     """The index as SQL comment lines, one JSON object each: the head, then the tables, then the blocks."""
-    head = dataclasses.asdict(index)
+    head = dataclasses.asdict(dataclasses.replace(index, tables=(), blocks=()))
     del head["tables"], head["blocks"]
     if not head["passwords"]:
         del head["passwords"]  # only said of globals
     lines: List[Dict[str, Any]] = [{"index": head}]
-    lines += [{"table": dataclasses.asdict(table)} for table in index.tables]
-    lines += [{"block": dataclasses.asdict(block)} for block in index.blocks]
+    lines += [{"table": vars(table)} for table in index.tables]
+    lines += [{"block": vars(block)} for block in index.blocks]
     text = [_FIRST_LINE.decode("ascii")]
     text += ["-- " + json.dumps(line, separators=(",", ":"), ensure_ascii=True) for line in lines]
     return "\n".join(text).encode("ascii") + b"\n"

@@ -77,4 +77,5 @@ def chosen(leader: Leader, filters: Filters) -> Part:
             hint="Choose by schema, or by a pattern that matches their partitions too: public.events*.",
         )
     bare, _patterns = meant(filters.exclude_table_data)
-    return Part([each for each in tables if each.oid in taken - excluded], bare, given)
+    taken -= excluded
+    return Part([each for each in tables if each.oid in taken], bare, given)

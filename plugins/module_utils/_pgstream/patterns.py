@@ -7,6 +7,7 @@ ones for the names of databases."""
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import List, Sequence, Tuple
 
@@ -16,6 +17,7 @@ ALL = "all"  # in place of a database's name: every one that takes connections a
 _SPECIAL = set("|*+?()[]{}.^$\\")
 
 
+@functools.lru_cache(maxsize=1024)  # the same few are held against every table
 def pattern_to_regex(pattern: str) -> Tuple[str, str]:
     """(schema regex or "", name regex), both anchored.
 

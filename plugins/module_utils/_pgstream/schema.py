@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 from .clients import Clients
 from .errors import BackupError, IntegrityError
 from .model import Filters
-from .process import Processes, memory_file
+from .process import Process, Processes, memory_file
 from .quoting import quote
 
 _PG_CLASS = 1259  # OIDs of the catalogues themselves: fixed in PostgreSQL's pg_class.h and others
@@ -51,7 +51,7 @@ class Contents:
     extensions: Set[int]
 
 
-def dump_schema(
+def start_dump(
     clients: Clients,
     processes: Processes,
     database: str,
@@ -59,9 +59,9 @@ def dump_schema(
     snapshot: str,
     filters: Filters,
     lock_timeout: int,
-) -> Tuple[bytes, List[str]]:
-    """Run pg_dump once, for all that is not data; the archive, and what it warned of, such as subscriptions, which it
-    leaves out where the user is no superuser. Not `--schema-only`: that leaves out REFRESH MATERIALIZED VIEW.
+) -> Process:
+    """Start pg_dump, which runs once, for all that is not data. Not `--schema-only`: that leaves out REFRESH
+    MATERIALIZED VIEW.
 
     In UTF-8, whatever the database's encoding, but for SQL_ASCII: bytes of no known encoding may not be valid in it.
     """
@@ -80,8 +80,13 @@ def dump_schema(
     if filters.tables:
         arguments += ["--exclude-table=pg_*.*", "--exclude-table=information_schema.*"]
     env = clients.environment("SQL_ASCII" if encoding == "SQL_ASCII" else "UTF8")
+    return processes.spawn(clients.argv("pg_dump", arguments, database), env, "pg_dump")
+
+
+def dumped_by(process: Process) -> Tuple[bytes, List[str]]:
+    """The archive that a pg_dump wrote, at its end, and what it warned of, such as subscriptions, which it leaves out
+    where the user is no superuser."""
     try:
-        process = processes.spawn(clients.argv("pg_dump", arguments, database), env, "pg_dump")
         dumped = process.output()
     except BackupError as error:
         if "due to statement timeout" in error.message:  # how pg_dump limits its wait for a lock

@@ -25,6 +25,7 @@ except ImportError:
 
 #: What a session needs so that COPY writes what any server reads back the same, and nothing ends it early.
 _SESSION_SETTINGS = (
+    "SET LOCAL jit = off",  # compiling takes longer than any query of ours, and COPY gains nothing by it
     "SET LOCAL row_security = off",
     "SET LOCAL extra_float_digits = 3",
     "SET LOCAL DateStyle = 'ISO, YMD'",
