@@ -224,7 +224,7 @@ def receive(items: Sequence[CopyItem], read_into: Callable[[memoryview], int], b
 
 
 class _Output:
-    """What a psql writes, passed on from the buffer that it is read into: measured, a copy costs as much as the pipe."""
+    """What a psql writes, passed on from the buffer that it is read into: a copy costs as much as the pipe does."""
 
     def __init__(self, read_into: Callable[[memoryview], int]) -> None:
         self._read_into = read_into
