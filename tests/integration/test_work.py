@@ -48,13 +48,13 @@ class Work:
         self.raw = self.result["raw_bytes"] / MB
         self.reads, self.writes = counted["io"]["syscr"], counted["io"]["syscw"]
         self.read, self.written = counted["io"]["rchar"] / MB, counted["io"]["wchar"] / MB
-        self.started = counted["started"]
+        self.pages, self.started = counted["pages"], counted["started"]
         self.requests = Counter(name for name, _path in store.seen)
         store.seen.clear()
 
     def __str__(self) -> str:
-        return "%.1f MB raw: %d reads of %.1f MB, %d writes of %.1f MB; %s; %s" % (
-            self.raw, self.reads, self.read, self.writes, self.written, self.started, dict(self.requests)
+        return "%.1f MB raw: %d reads of %.1f MB, %d writes of %.1f MB, %d pages; %s; %s" % (
+            self.raw, self.reads, self.read, self.writes, self.written, self.pages, self.started, dict(self.requests)
         )  # fmt: skip
 
 

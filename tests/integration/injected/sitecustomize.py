@@ -4,8 +4,8 @@
 
 """What the command counts of its own work: Python imports this at its start, where PYTHONPATH names it.
 
-PGSTREAM_WORK=FILE  at the end, JSON: what the kernel counted of the command's own reads and writes (proc(5), io), and
-                    the programs it started, by name
+PGSTREAM_WORK=FILE  at the end, JSON: what the kernel counted of the command's own reads and writes (proc(5), io), the
+                    pages of memory that it was given (getrusage(2), ru_minflt), and the programs it started, by name
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import resource
 import subprocess
 from collections import Counter
 
@@ -30,7 +31,7 @@ def _tell(place: str) -> None:
     with open("/proc/self/io", encoding="ascii") as lines:
         counted = {name: int(number) for name, number in (line.split(": ") for line in lines)}
     with open(place, "w", encoding="utf-8") as file:
-        json.dump({"io": counted, "started": _started}, file)
+        json.dump({"io": counted, "pages": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "started": _started}, file)
 
 
 subprocess.Popen = _Counted  # type: ignore[misc]
