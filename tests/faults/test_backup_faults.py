@@ -34,6 +34,7 @@ from .harness import (
 MIB = 1 << 20
 STAGES = {
     "validation": held_at(b"pg_try_advisory_xact_lock"),
+    "sweep": held_store("ListMultipartUploads"),  # its own upload is begun
     "snapshot": held_at(b"LOCK TABLE ONLY"),
     "schema": held_at(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
     "head": held_program("--section=pre-data"),
@@ -103,6 +104,7 @@ CELLS = [
     Cell("first rows", "no memory", 1, "table data", "(out of memory|can't start new thread).*more memory"),
     # the run itself
     Cell("validation", "SIGTERM", 1, "validation", "Interrupted by SIGTERM"),
+    Cell("sweep", "SIGTERM", 1, "validation", "Interrupted by SIGTERM"),
     Cell("snapshot", "SIGTERM", 1, "locking tables", "Interrupted by SIGTERM"),
     Cell("schema", "SIGTERM", 1, "schema dump", "Interrupted by SIGTERM"),
     Cell("head", "SIGINT", 1, "head", "Interrupted by SIGINT"),

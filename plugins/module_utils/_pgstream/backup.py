@@ -62,8 +62,7 @@ def _back_up(request: BackupRequest, log: Log) -> BackupResult:
         return existing
     (leader, clients), upload = _open_both(request, store, key, log)
     try:
-        catalog.sweep(store, log)
-        return _Run(request, log, start, key, leader, clients, upload).run()
+        return _Run(request, log, start, store, key, leader, clients, upload).run()
     finally:
         leader.close()
 
@@ -232,6 +231,7 @@ class _Run:
     request: BackupRequest
     log: Log
     start: datetime
+    store: Store
     key: str
     leader: Leader
     clients: Clients
@@ -285,6 +285,8 @@ class _Run:
     def _write(self) -> Index:
         """Everything from the schema block to the footer."""
         request, leader, clients = self.request, self.leader, self.clients
+        with stage("validation"):
+            catalog.sweep(self.store, self.log)
         with stage("snapshot"):
             part = _lock(leader, request)
         with stage("schema dump"):

@@ -135,7 +135,8 @@ def _run(
     log.info("started", key=key, passwords=passwords, server_version=version)
 
     def write() -> Index:
-        catalog.sweep(store, log)
+        with stage("validation"):
+            catalog.sweep(store, log)
         with stage("dumping roles and tablespaces"):
             taken = utc_now()
             script = dump(clients, processes, passwords)
