@@ -86,6 +86,8 @@ def test_what_a_backup_and_a_restore_cost(run: Callable[..., Work], databases: C
     # Each row is written once into a pipe and read once out of it; 16 MB are programs and the store's description.
     assert made.read < made.raw * 1.02 + 16 and made.written < made.raw * 1.02 + 1
     assert made.reads < 1500 + 24 * made.raw and made.writes < 200 + 18 * made.raw
+    # The program itself, what is in flight, and no new memory for rows: they pass through the same.
+    assert made.pages < 22000 + 100 * made.raw
     # pg_dump says its version and dumps once, pg_restore reads that; small tables share a psql.
     assert made.started["pg_dump"] == 2 and made.started["pg_restore"] == 3 and made.started["psql"] <= 15
     parts = -(-made.result["stored_bytes"] // SMALLEST_PART)
@@ -95,5 +97,6 @@ def test_what_a_backup_and_a_restore_cost(run: Callable[..., Work], databases: C
     assert got.result["rows"] == made.result["rows"]
     assert got.read < got.raw * 1.02 + 16 and got.written < got.raw * 1.02 + 1
     assert got.reads < 1500 + 36 * got.raw and got.writes < 200 + 28 * got.raw
+    assert got.pages < 22000 + 100 * got.raw
     assert got.started["pg_dump"] == 1 and got.started["pg_restore"] == 2 and got.started["psql"] <= 15
     assert got.requests["HeadObject"] == 1 and got.requests["GetObject"] <= 16 and len(got.requests) == 2

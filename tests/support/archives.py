@@ -21,7 +21,7 @@ from _pgstream import age, archive, catalog, framing, restore_plan, schema, sele
 from _pgstream import restore as verb
 from _pgstream.cipher import CipherStore, _SealedUpload
 from _pgstream.clients import Clients
-from _pgstream.copying import RowBlocks
+from _pgstream.copying import RowBlocks, preamble
 from _pgstream.errors import IntegrityError
 from _pgstream.events import Log, utc_now
 from _pgstream.model import (
@@ -43,6 +43,7 @@ from _pgstream.target import Target
 
 from .agekeys import KeyPair
 
+SETTINGS = preamble("UTF8")
 BLOCK_SIZE = 700  # bytes of SQL: several blocks a table
 TABLES = 3
 CLOSING = b"\n--\n-- PostgreSQL database dump complete\n--\n\n"  # pg_dump ends both of its sections with it
@@ -307,15 +308,15 @@ def content(fed: Sequence[Tuple[str, bytes]]) -> Tuple[List[bytes], bytes]:
 
 
 def _body(fed: bytes) -> bytes:
-    """A run without its BEGIN and COMMIT."""
+    """A run without its BEGIN and COMMIT, and without the settings, which only its first block brings along."""
     begin, commit = b"BEGIN;\n", b"COMMIT;\n"
     fed = fed[len(begin) :] if fed.startswith(begin) else fed
-    return fed[: -len(commit)] if fed.endswith(commit) else fed
+    return (fed[: -len(commit)] if fed.endswith(commit) else fed).replace(SETTINGS, b"")
 
 
 def _fed_otherwise(sample: Sample, outcome: Outcome) -> str:
     """What a refused restore had fed its programs that is not in the original."""
-    original = [fed for _name, fed in expected(sample.compression)] + [sample.sql]
+    original = [_body(fed) for _name, fed in expected(sample.compression)] + [_body(sample.sql)]
     for name, fed in outcome.fed:
         if not any(_body(fed) in text for text in original):
             return "a restore that was refused fed %s other content: %r" % (name, fed[-100:])

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import format as fuzz
-from tests.support.archives import CLOSING, expected, read_all, restored, sample_of, wrong
+from tests.support.archives import CLOSING, SETTINGS, expected, read_all, restored, sample_of, wrong
 from tests.support.mutations import MUTATORS, Mutator
 
 MANY = settings(max_examples=250, deadline=None)
@@ -169,3 +169,11 @@ def test_the_fuzzer_is_a_script() -> None:
     argv: List[Any] = [sys.executable, str(REPOSITORY / "tests" / "fuzz" / "format.py"), "--seed", "1", "--count", "20"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", check=False)
     assert done.returncode == 0 and b"seed 1: 20 cases, none wrong" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_settings_are_made_once_a_run(compression: str) -> None:
+    """Each is a round trip, and a run has many blocks."""
+    runs = [fed for name, fed in expected(compression) if name == "psql" and b"\nCOPY " in fed]
+    assert runs and all(fed.count(SETTINGS) == 1 for fed in runs)
+    assert sum(block.section == "data" for block in sample_of(compression).index.blocks) > 2 * len(runs)

@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tupl
 
 from . import archive, framing
 from .clients import Clients
-from .copying import END_AFTER_ROWS
+from .copying import END_AFTER_ROWS, preamble
 from .errors import BackupError, IntegrityError, UsageError
 from .model import Block, Index
 from .process import Process, Processes
@@ -100,6 +100,7 @@ class Loader:
             process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
         process.write(b"BEGIN;\n")
         expected: List[Tuple[int, int]] = []
+        settings = preamble(self._encoding)
         reader = Reader(store, key, run)
         for block in run:
             check_running(self._processes.closed)
@@ -113,7 +114,7 @@ class Loader:
                 if unwanted:
                     text = b"".join(line for line in text.splitlines(True) if not line.startswith(unwanted))
                 sql = iter([text])
-            for piece in sql:
+            for piece in sql if block is run[0] else _without(settings, sql):
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
             with self._lock:
@@ -136,6 +137,13 @@ class Loader:
         with self._lock:
             for number, rows in expected:
                 self.rows[number] = self.rows.get(number, 0) + rows
+
+
+def _without(beginning: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Settings that the session has already are not made again: each would be a round trip."""
+    first = next(pieces, b"")
+    yield first[len(beginning) :] if first.startswith(beginning) else first
+    yield from pieces
 
 
 class Reader:

@@ -31,7 +31,8 @@ def _tell(place: str) -> None:
     with open("/proc/self/io", encoding="ascii") as lines:
         counted = {name: int(number) for name, number in (line.split(": ") for line in lines)}
     with open(place, "w", encoding="utf-8") as file:
-        json.dump({"io": counted, "pages": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "started": _started}, file)
+        pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        json.dump({"io": counted, "pages": pages, "started": _started}, file)
 
 
 subprocess.Popen = _Counted  # type: ignore[misc]
