@@ -205,7 +205,8 @@ def test_it_turns_unhealthy_when_backups_fail():
     said = json.loads(inspect(BACKUP)["State"]["Health"]["Log"][-1]["Output"])
     assert said["state"] == "failing" and "The last backup of shop failed" in said["message"]
     testing.wait_for("a scrape", lambda: prometheus("pgbackup_healthy") == {"": 0.0})
-    assert min(prometheus('pgbackup_runs_total{operation="backup",status="failure"}').values()) >= 1
+    failures = 'pgbackup_runs_total{operation="backup",status="failure"}'  # of shop and of crm, which comes after it
+    testing.wait_for("a scrape of both", lambda: min(prometheus(failures).values()) >= 1)
     testing.docker("start", testing.container("target17"))
 
 
@@ -229,7 +230,8 @@ def test_a_changed_schedule_changes_only_what_it_must():
     assert [mount["Name"] for mount in after["Mounts"] if mount["Type"] == "volume"] == [PROJECT + "_state"]
     assert {path.name: path.stat().st_mtime_ns for path in (WORK / "deployed" / "secrets").iterdir()} == secrets
     assert {after["Image"], inspect(METRICS)["Image"]} == {image}
-    assert [line["schedule"] for line in log(BACKUP) if line["event"] == "crond_started"] == [YEARLY]
+    started = testing.wait_for("crond", lambda: [line for line in log(BACKUP) if line["event"] == "crond_started"])
+    assert [line["schedule"] for line in started] == [YEARLY]
     assert play("converge.yml", **NEVER_NOW)[1] == []
 
 
