@@ -114,10 +114,17 @@ def stored():
     return dict(line.split() for line in text.splitlines())
 
 
+def crond_started():
+    """The schedules that it has begun with since the container was made."""
+    return testing.wait_for(
+        "crond", lambda: [line["schedule"] for line in log(BACKUP) if line["event"] == "crond_started"]
+    )
+
+
 def test_crond_runs_and_says_so():
     host = testinfra.get_host("docker://" + BACKUP)
+    assert crond_started() == ["* * * * *"]
     assert host.run("grep -sx crond /proc/[0-9]*/comm").stdout.count("\n") == 1
-    assert [line["schedule"] for line in log(BACKUP) if line["event"] == "crond_started"] == ["* * * * *"]
 
 
 def test_a_scheduled_backup_of_each_database_appears_by_itself():
@@ -230,8 +237,7 @@ def test_a_changed_schedule_changes_only_what_it_must():
     assert [mount["Name"] for mount in after["Mounts"] if mount["Type"] == "volume"] == [PROJECT + "_state"]
     assert {path.name: path.stat().st_mtime_ns for path in (WORK / "deployed" / "secrets").iterdir()} == secrets
     assert {after["Image"], inspect(METRICS)["Image"]} == {image}
-    started = testing.wait_for("crond", lambda: [line for line in log(BACKUP) if line["event"] == "crond_started"])
-    assert [line["schedule"] for line in started] == [YEARLY]
+    assert crond_started() == [YEARLY]
     assert play("converge.yml", **NEVER_NOW)[1] == []
 
 
