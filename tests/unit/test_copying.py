@@ -227,9 +227,9 @@ def test_output_that_ends_early(stream: bytes) -> None:
         receive([item(0), item(1)], pipe([stream]), sink.blocks)
 
 
-@pytest.mark.parametrize("chunks", [[b"\\.\nx"], [b"\\.\n", b"x"], [b"\\.\n\n"]])
+@pytest.mark.parametrize("chunks", [[b"\\.\nx"], [b"\\.\n", b"x"], [b"a\n\\.\n\\.\n"], [b"\\.\n\n"]])
 def test_output_that_goes_on(chunks: List[bytes]) -> None:
-    with pytest.raises(BackupError, match="more than was asked|in the middle"):
+    with pytest.raises(BackupError, match="more than was asked"):
         receive([item(0)], pipe(chunks), Sink(2000).blocks)
 
 
