@@ -98,7 +98,7 @@ def pipe(chunks: Sequence[bytes]) -> Callable[[memoryview], int]:
 
 def said(*tables: Sequence[bytes]) -> bytes:
     """What psql writes for these rows."""
-    return b"".join(b"".join(rows) + b"\\.\n" for rows in tables)
+    return b"".join(b"%s\\. %d\n" % (b"".join(rows), len(rows)) for rows in tables)
 
 
 #: A row as COPY writes it: no bare newline, every backslash doubled or an escape. Often with what looks like an end.
@@ -136,7 +136,7 @@ def test_blocks_end_when_they_are_full(rows: List[bytes], cuts: List[int], size:
     for block, _sql in sink.sql():
         longest = max(map(len, rows))
         within = max(size, head + longest) + len(SQL_END)
-        assert block.raw_length <= within + (longest if cuts else 0)  # a row that began in an earlier piece is ended
+        assert block.raw_length <= within + longest  # a row that began in an earlier piece is ended
 
 
 @MANY
@@ -161,14 +161,14 @@ def test_what_is_written_can_be_read_back(tables: List[List[bytes]], chosen: set
 def test_an_end_at_every_border(size: int) -> None:
     """The bytes of the end fall into every place of a chunk."""
     items = [item(0), item(1), item(2)]
-    stream = b"a\nbb\n\\.\n\\.\nc\\\\.\n\\\\.\n\\.\n"
+    stream = b"a\nbb\n\\. 2\n\\. 0\nc\\\\.\n\\\\. 7\n\\. 2\n"
     for shift in range(size):
         chunks = [stream[:shift]] if shift else []
         chunks += [stream[start : start + size] for start in range(shift, len(stream), size)]
         sink = Sink(10000)
         receive(items, pipe(chunks), sink.blocks)
         sink.blocks.close()
-        assert sink.rows(items) == {0: b"a\nbb\n", 1: b"", 2: b"c\\\\.\n\\\\.\n"}
+        assert sink.rows(items) == {0: b"a\nbb\n", 1: b"", 2: b"c\\\\.\n\\\\. 7\n"}
         assert [block.tables for block, _sql in sink.sql()] == [((0, 2), (2, 2))]
 
 
@@ -204,7 +204,7 @@ def test_rows_of_no_columns() -> None:
     """Each is an empty line, and counts."""
     without = item(0, ())
     sink = Sink(100000)
-    receive([without], pipe([b"\n", b"\n\n", b"\\", b".\n"]), sink.blocks)
+    receive([without], pipe([b"\n", b"\n\n", b"\\", b". 3\n"]), sink.blocks)
     sink.blocks.close()
     assert sink.blocks.rows == {0: 3}
     ((_block, sql),) = sink.sql()
@@ -219,18 +219,28 @@ def test_two_ranges_of_one_table_count_together() -> None:
 
 @pytest.mark.parametrize(
     "stream",
-    [b"", b"a\n", b"a", b"a\n\\", b"a\n\\.", b"a\n\\.\n", b"a\n\\.\nb\n", b"a\n\\.\n\\.", b"a\n\\.\nb\\.\n"],
-)
+    [b"", b"a\n", b"a", b"a\n\\", b"a\n\\. 1", b"a\n\\. 1\n", b"a\n\\. 1\nb\n", b"a\n\\. 1\n\\. 0", b"a\n\\. 1\nb\\. 1\n",
+     b"a\n\\. 1\nb\n\\. \n", b"a\n\\. 1\nb\n\\. 1", b"a\n\\. 1\n\\. 0\nx", b"a\n\\. 1\n\\. 0\n\n"],
+)  # fmt: skip
 def test_output_that_ends_early(stream: bytes) -> None:
     sink = Sink(2000)
     with pytest.raises(copying._CutShort, match=r"in the middle of"):
         receive([item(0), item(1)], pipe([stream]), sink.blocks)
 
 
-@pytest.mark.parametrize("chunks", [[b"\\.\nx"], [b"\\.\n", b"x"], [b"a\n\\.\n\\.\n"], [b"\\.\n\n"]])
-def test_output_that_goes_on(chunks: List[bytes]) -> None:
-    with pytest.raises(BackupError, match="more than was asked"):
-        receive([item(0)], pipe(chunks), Sink(2000).blocks)
+@pytest.mark.parametrize(
+    "stream",
+    [b"\\. 1\n", b"a\n\\. 0\n", b"a\n\\. 2\n", b"a\n\\. 1\n\\. 1\n", b"\\. 0\na\n\\. 1\n", b"a\n\\.\nb\n\\. 2\n"],
+)
+def test_the_server_s_count_and_ours(stream: bytes) -> None:
+    """An end of rows in the middle would be one to whoever restores: it is a row too many."""
+    with pytest.raises(BackupError, match="the server sent [0-9] rows of"):
+        receive([item(0)], pipe([stream]), Sink(2000).blocks)
+
+
+def test_a_wrong_count_before_the_last() -> None:
+    with pytest.raises(BackupError, match='the server sent 2 rows of "s"."t0", 1 arrived'):
+        receive([item(0), item(1)], pipe([b"a\n\\. 2\nb\n\\. 1\n"]), Sink(2000).blocks)
 
 
 def test_names_are_written_in_the_database_s_encoding() -> None:
@@ -310,15 +320,25 @@ TASK = copying.CopyTask((item(0),), 100)
 
 def test_copier_counts_what_came() -> None:
     sink = Sink(2000)
-    data = copier(Fake(Child([b"a\nb\n\\.\n"])), sink)
+    data = copier(Fake(Child([b"a\nb\n\\. 2\n"])), sink)
     data.copy(TASK)
     assert data.rows == {0: 2} and len(sink.writer.blocks) == 1
+
+
+def test_names_of_several_lines_are_the_leader_s_to_copy() -> None:
+    odd = CopyItem(1, TableFacts(1, "s", "a\nb", ('"a"',), 1, 1, True))
+    sink, fake = Sink(2000), Fake(Child([b"a\n\\. 1\n"]))
+    data = copier(fake, sink)
+    data.copy(copying.CopyTask((item(0), odd), 1))
+    assert data.rows == {0: 1} and data.copy_blocked() == 0
+    assert data.rows[1] == 2 and fake.asked == ['COPY "s"."a\nb" ("a") TO STDOUT']
+    assert b"a\nb" not in fake.scripts[0]
 
 
 def test_a_good_end_of_output_is_not_believed_without_the_exit_status() -> None:
     sink = Sink(2000)
     with pytest.raises(BackupError, match="psql: ERROR: gone"):
-        copier(Fake(Child([b"a\n\\.\n"], failure="psql: ERROR: gone")), sink).copy(TASK)
+        copier(Fake(Child([b"a\n\\. 1\n"], failure="psql: ERROR: gone")), sink).copy(TASK)
     assert sink.writer.blocks == []
 
 
@@ -355,4 +375,4 @@ def test_the_script_takes_the_snapshot_and_asks_for_every_item() -> None:
     assert "SET TRANSACTION SNAPSHOT '0003-1'" in text and "REPEATABLE READ, READ ONLY" in text
     assert 'LOCK TABLE ONLY "s"."t0", ONLY "s"."t1" IN ACCESS SHARE MODE NOWAIT;' in text
     for each in (item(0), item(1)):
-        assert each.out_statement() + ";\n\\echo '\\\\.'\n" in text
+        assert each.out_command() + "\n\\echo '\\\\.' :ROW_COUNT\n" in text

@@ -126,6 +126,7 @@ def test_statements_of_ranges() -> None:
 
 def test_statements_without_columns() -> None:
     assert CopyItem(0, facts(columns=())).out_statement() == 'COPY "s"."t" TO STDOUT'
+    assert CopyItem(0, facts(columns=())).out_command() == '\\copy "s"."t" to pstdout'
     assert CopyItem(0, facts(columns=())).in_statement() == 'COPY "s"."t" FROM stdin;\n'
     ranged = CopyItem(0, facts(columns=()), 1, None).out_statement()
     assert ranged == 'COPY (SELECT  FROM ONLY "s"."t" WHERE ctid >= \'(1,0)\') TO STDOUT'
@@ -141,6 +142,12 @@ def test_rows_go_in_by_way_of_the_parent() -> None:
 def test_odd_names_stay_quoted(name: str) -> None:
     assert re.match(r'COPY "s"\."', CopyItem(0, facts(name)).in_statement())
     assert '"%s"' % name in CopyItem(0, facts(name), 1, 2).out_statement()
+
+
+def test_psql_s_own_copy_is_one_line() -> None:
+    assert CopyItem(0, facts()).out_command() == '\\copy "s"."t" ("a", "b c") to pstdout'
+    assert CopyItem(0, facts(), 1, 2).out_command().startswith('\\copy (SELECT "a", "b c" FROM ONLY "s"."t" WHERE ctid')
+    assert CopyItem(0, facts("a\nb")).out_command() == CopyItem(0, facts("a\nb"), 1, 2).out_command() == ""
 
 
 SIZES = st.one_of(

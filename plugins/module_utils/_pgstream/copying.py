@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Callable, Dict, List, Optional, Sequence, Union
 
@@ -21,6 +22,10 @@ from .workers import check_running
 
 _END = b"\\.\n"  # the end of rows in a script; never a row, because COPY doubles every backslash
 END_AFTER_ROWS = b"\n" + _END
+# The end of rows in psql's output, with the number of rows that the server says it sent.
+_COUNTED = b"\n\\. "
+_LAST = re.compile(rb"\n\\\. ([0-9]+)\n\Z")
+_LONGEST_END = 32  # bytes
 _LOCKED = "55P03"  # SQLSTATE lock_not_available
 
 
@@ -144,11 +149,20 @@ class DataCopier:
         self._on_done = on_done
         self._lock = threading.Lock()
         self._blocked: List[CopyTask] = []
+        self._odd: List[CopyTask] = []  # psql's \\copy cannot name them
         self.rows: Dict[int, int] = {}
         self.raw_bytes: Dict[int, int] = {}
 
     def copy(self, task: CopyTask) -> None:
         """One task through a psql of its own. Its exit status, not the end of its output, says that it is whole."""
+        odd = tuple(item for item in task.items if not item.out_command())
+        if odd:
+            with self._lock:
+                self._odd.append(CopyTask(odd, 0))
+            task = CopyTask(tuple(item for item in task.items if item not in odd), task.size)
+            if not task.items:
+                self._on_done(task.size)
+                return
         script = self._script(task)
         process = self._clients.psql(self._processes, self._database, self._leader.encoding, script=script)
         blocks = self._new_blocks()
@@ -169,8 +183,8 @@ class DataCopier:
         self._add(task, blocks)
 
     def copy_blocked(self) -> int:
-        """Copy what was put aside, through the leader's own session; the number of such tasks."""
-        for task in self._blocked:
+        """Copy what was put aside, through the leader's own session; the number of tasks that were for a lock."""
+        for task in self._odd + self._blocked:
             blocks = self._new_blocks()
             for item in task.items:
                 check_running(self._processes.closed)
@@ -198,29 +212,36 @@ class DataCopier:
     def _script(self, task: CopyTask) -> bytes:
         names = dict.fromkeys(item.name for item in task.items)
         # "\;" sends statements in one message: one round trip.
+        # psql knows the server's count only of a \copy whose rows go elsewhere than what it says (`\o`).
         lines = [
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY\\; SET TRANSACTION SNAPSHOT %s\\; "
             % literal(self._leader.snapshot)
-            + "\\; ".join(session_settings(self._leader.major))
+            + "\\; ".join([*session_settings(self._leader.major), "SET LOCAL standard_conforming_strings = on"])
             + ";",
             "\\set VERBOSITY sqlstate",
             "LOCK TABLE ONLY %s IN ACCESS SHARE MODE NOWAIT;" % ", ONLY ".join(names),
             "\\set VERBOSITY default",
+            "\\o /dev/null",
         ]
         for item in task.items:
-            lines += [item.out_statement() + ";", "\\echo '\\\\.'"]
+            lines += [item.out_command(), "\\echo '\\\\.' :ROW_COUNT"]
         return ("\n".join(lines) + "\n").encode(self._leader.codec)
 
 
 def receive(items: Sequence[CopyItem], read_into: Callable[[memoryview], int], blocks: RowBlocks) -> None:
-    """Cut psql's output into the rows of each item: every item ends with a line `\\.`, and the output with the last."""
+    """Cut psql's output into the rows of each item, up to the line `\\. N` that ends it, N being the server's count.
+
+    The output ends with the last: there nothing is searched for, and an end in the middle is a row too many.
+    """
     output = _Output(read_into)
     for item in items:
         blocks.begin(item)
-        output.rows(item, blocks)
+        before = blocks.rows[item.table]
+        said = output.rows(item, blocks, last=item is items[-1])
         blocks.end()
-    if output.goes_on():
-        raise BackupError("psql wrote more than was asked of it")
+        counted = blocks.rows[item.table] - before
+        if said != counted:
+            raise BackupError("the server sent %d rows of %s, %d arrived" % (said, item.name, counted))
 
 
 class _Output:
@@ -232,20 +253,25 @@ class _Output:
         self._data[:1] = b"\n"  # before the first line
         self._start, self._end = 0, 1  # what is there, from the last byte that was passed on
 
-    def rows(self, item: CopyItem, blocks: RowBlocks) -> None:
-        """Pass the rows of an item on, up to the line that ends them."""
+    def rows(self, item: CopyItem, blocks: RowBlocks, last: bool) -> int:
+        """Pass the rows of an item on; how many the server says they are."""
         while True:
-            end = self._find_end()
-            # Without one, what comes last may be the beginning of it.
-            self._pass(end if end >= 0 else self._end - len(END_AFTER_ROWS), blocks)
-            if end >= 0:
-                self._start = end + len(_END)
-                return
+            end = -1 if last else self._data.find(_COUNTED, self._start, self._end)
+            stop = self._data.find(b"\n", end + 1, self._end) if end >= 0 else -1
+            # Without an end, what comes last may be the beginning of it.
+            self._pass(end if end >= 0 else self._end - _LONGEST_END, blocks)
+            if stop >= 0:
+                break
             if not self._more():
-                raise _CutShort("psql ended its output in the middle of %s" % item.name)
-
-    def goes_on(self) -> bool:
-        return self._end - self._start > 1 or self._more()
+                found = _LAST.search(self._data[self._start : self._end])
+                if not found or not last:
+                    raise _CutShort("psql ended its output in the middle of %s" % item.name)
+                end, stop = self._start + found.start(), self._end - 1
+                self._pass(end, blocks)
+                break
+        said = int(self._data[end + len(_COUNTED) : stop])
+        self._start = stop
+        return said
 
     def _more(self) -> bool:
         """Read on, behind what is left; false at the end."""
@@ -255,12 +281,6 @@ class _Output:
             count = self._read_into(view[left:])
         self._start, self._end = 0, left + count
         return count > 0
-
-    def _find_end(self) -> int:
-        """Where the newline before it is."""
-        if self._data.rfind(END_AFTER_ROWS, self._start, self._end) < 0:  # mostly, and known in half the time
-            return -1
-        return self._data.find(END_AFTER_ROWS, self._start, self._end)
 
     def _pass(self, last: int, blocks: RowBlocks) -> None:
         if last > self._start:

@@ -39,13 +39,22 @@ class CopyItem:
         return self.first_page == 0 and self.end_page is None
 
     def out_statement(self) -> str:
-        """COPY ... TO STDOUT for these rows. Only COPY (SELECT ...) can be limited to a ctid range."""
+        """COPY ... TO STDOUT for these rows."""
+        return "COPY %s TO STDOUT" % self._source()
+
+    def out_command(self) -> str:
+        """The same as psql's own \\copy, which is one line; empty where a name has several."""
+        source = self._source()
+        return "" if "\n" in source else "\\copy %s to pstdout" % source
+
+    def _source(self) -> str:
+        """What COPY takes rows from. Only COPY (SELECT ...) can be limited to a ctid range."""
         columns = ", ".join(self.facts.columns)
         if self.whole:
-            return "COPY %s%s TO STDOUT" % (self.name, " (%s)" % columns if columns else "")
+            return self.name + (" (%s)" % columns if columns else "")
         bounds = ["ctid >= '(%d,0)'" % self.first_page] if self.first_page else []
         bounds += ["ctid < '(%d,0)'" % self.end_page] if self.end_page is not None else []
-        return "COPY (SELECT %s FROM ONLY %s WHERE %s) TO STDOUT" % (columns, self.name, " AND ".join(bounds))
+        return "(SELECT %s FROM ONLY %s WHERE %s)" % (columns, self.name, " AND ".join(bounds))
 
     def in_statement(self) -> str:
         """The line of the script before the rows."""
