@@ -219,8 +219,9 @@ def test_two_ranges_of_one_table_count_together() -> None:
 
 @pytest.mark.parametrize(
     "stream",
-    [b"", b"a\n", b"a", b"a\n\\", b"a\n\\. 1", b"a\n\\. 1\n", b"a\n\\. 1\nb\n", b"a\n\\. 1\n\\. 0", b"a\n\\. 1\nb\\. 1\n",
-     b"a\n\\. 1\nb\n\\. \n", b"a\n\\. 1\nb\n\\. 1", b"a\n\\. 1\n\\. 0\nx", b"a\n\\. 1\n\\. 0\n\n"],
+    [b"", b"a\n", b"a", b"a\n\\", b"a\n\\. 1", b"a\n\\. 1\n", b"a\n\\. 1\nb\n", b"a\n\\. 1\n\\. 0",
+     b"a\n\\. 1\nb\\. 1\n", b"a\n\\. 1\nb\n\\. \n", b"a\n\\. 1\nb\n\\. 1", b"a\n\\. 1\n\\. 0\nx",
+     b"a\n\\. 1\n\\. 0\n\n"],
 )  # fmt: skip
 def test_output_that_ends_early(stream: bytes) -> None:
     sink = Sink(2000)

@@ -20,8 +20,11 @@ from . import codec, framing
 from .errors import BackupError, IntegrityError
 from .index import MAX_INDEX, MAX_LINE, ORDER, index_text, most_bytes, parse_head, parse_index
 from .model import Block, Index
+from .workers import check_running
 
 _HEAD = 160 << 10  # bytes; more than a zstd block, so that something comes out of it
+HELD = 16 << 20  # stored bytes
+_LOOK = 0.1  # seconds between two looks at whether a run is ending
 _ONCE = ("schema", "pre", "post")
 
 
@@ -135,6 +138,38 @@ class ArchiveWriter:
         footer = framing.footer(self._compression, self.offset, len(stored), len(raw), hashlib.sha256(stored).digest())
         self._write([stored, footer])
         return self.offset + len(stored) + len(footer)
+
+
+class BehindHead:
+    """Blocks that are made before the head is written: HELD bytes of them are kept until it is, then whoever makes them
+    waits. `closed` says that the run is ending."""
+
+    def __init__(self, archive: ArchiveWriter, closed: Callable[[], bool]) -> None:
+        self._archive = archive
+        self._closed = closed
+        self._changed = threading.Condition()
+        self._head = False
+        self._held: List[PendingBlock] = []
+
+    def encoder(self, section: str) -> BlockEncoder:
+        return self._archive.encoder(section)
+
+    def append(self, pending: PendingBlock) -> None:
+        with self._changed:
+            while not self._head and sum(each.length for each in self._held) + pending.length > HELD:
+                check_running(self._closed())
+                self._changed.wait(_LOOK)
+            if not self._head:
+                self._held.append(pending)
+                return
+        self._archive.append(pending)
+
+    def head_is_written(self) -> None:
+        with self._changed:
+            for pending in self._held:
+                self._archive.append(pending)
+            self._head, self._held = True, []
+            self._changed.notify_all()
 
 
 def validate(index: Index, footer: framing.Footer) -> Index:

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, List, Sequence
 
-from . import catalog, cipher, codec, commit, copying, limits, plan, postgres, schema
-from .archive import ArchiveWriter
-from .clients import Clients, find_clients
-from .errors import BackupError, ServerError, StorageError, UsageError, hint_of
-from .events import Log, new_correlation_id, rfc3339, utc_now
+from . import catalog, commit, copying, limits, plan, postgres, schema
+from .archive import ArchiveWriter, BehindHead
+from .errors import BackupError, ServerError, StorageError, given, hint_of
+from .events import Log, rfc3339, utc_now
 from .model import (
     ENGINE_VERSION,
     FORMAT_VERSION,
@@ -28,25 +26,13 @@ from .model import (
     Table,
     TableResult,
 )
-from .part import Part, check_patterns, chosen
-from .postgres import Leader, TableFacts
-from .process import Processes
+from .outset import Source, Target, looked_up, open_both, prepare, summary
+from .postgres import TableFacts
 from .quoting import literal, qualified
-from .stages import all_faults, stage
-from .store.base import Store, StoredObject, Upload, open_store
+from .stages import stage
 from .workers import run_parallel
 
 LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_jobs() -> int:
-    """The smaller of 4 and the processors this process may use."""
-    return min(4, processors())
 
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:
@@ -56,26 +42,31 @@ def back_up(request: BackupRequest, log: Log) -> BackupResult:
 
 
 def _back_up(request: BackupRequest, log: Log) -> BackupResult:
-    request, start, store, key, existing = _prepare(request, log)
+    request, start = prepare(request, log)
+    found, existing = looked_up(request, start)
     if existing is not None:
         log.info("unchanged", key=existing.key, reason=existing.message)
         return existing
-    (leader, clients), upload = _open_both(request, store, key, log)
-    try:
-        return _Run(request, log, start, store, key, leader, clients, upload).run()
-    finally:
-        leader.close()
+    source, target = open_both(request, start, log, found)
+    with source:
+        try:
+            return _Run(request, log, start, source, target).run()
+        except _LeftOut as error:
+            log.info("again", detail=error.message)
+    source, target = open_both(request, start, log, None)
+    with source:
+        return _Run(request, log, start, source, target, ahead=False).run()
 
 
 def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
     """Connect, check everything that a run would, and say what it would do. Changes nothing."""
-    request, start, store, key, existing = _prepare(request, log)
+    request, start = prepare(request, log)
+    found, existing = looked_up(request, start)
     if existing is not None:
         return existing
-    (leader, clients), upload = _open_both(request, store, key, log)
-    commit.abort(upload, log)
-    with leader, stage("validation"):
-        facts = _measure(leader, _lock(leader, request))
+    source, (_store, key, upload) = open_both(request, start, log, found, dump=False)
+    with source:
+        commit.abort(upload, log)
     return BackupResult(
         changed=True,
         database=request.database,
@@ -83,145 +74,18 @@ def predict_backup(request: BackupRequest, log: Log) -> BackupResult:
         url=request.storage.url(key),
         correlation_id=request.correlation_id,
         compression=request.compression,
-        tables=len(facts),
+        tables=len(source.facts),
         jobs=request.jobs,
-        server_version=leader.version,
+        server_version=source.leader.version,
         started_at=rfc3339(start),
-        estimated_bytes=sum(each.size for each in facts),
-        table_rows=tuple(TableResult(each.schema, each.name, -1, each.size) for each in facts),
-        message="would back up %d tables with pg_dump %d" % (len(facts), clients.major),
+        estimated_bytes=sum(each.size for each in source.facts),
+        table_rows=tuple(TableResult(each.schema, each.name, -1, each.size) for each in source.facts),
+        message="would back up %d tables with pg_dump %d" % (len(source.facts), source.clients.major),
     )
 
 
-def _prepare(request: BackupRequest, log: Log) -> Tuple[BackupRequest, datetime, Store, str, Optional[BackupResult]]:
-    """The request with its defaults, the start, where the object goes, and the result if there is nothing to do."""
-    codec.check_level(request.compression, request.compression_level)
-    if request.filters.tables and (request.filters.schemas or request.filters.exclude_schemas):
-        raise UsageError("schemas have no effect beside tables, as in pg_dump", hint="Name them as tables: schema.*")
-    if not request.database:
-        raise UsageError("no database is named", hint="Set login_db or POSTGRES_DB.")
-    request = replace(
-        request,
-        jobs=request.jobs or default_jobs(),
-        correlation_id=request.correlation_id or new_correlation_id(),
-    )
-    log.correlation_id, log.operation, log.database = request.correlation_id, "backup", request.database
-    start = utc_now()
-    store, key = _destination(request, start)
-    return request, start, store, key, _existing(request, store, key, start)
-
-
-def _destination(request: BackupRequest, start: datetime) -> Tuple[Store, str]:
-    part = catalog.part_of(request.filters)
-    if not request.key:
-        store = open_store(request.storage)
-        with stage("validation"):
-            return store, commit.free_key(
-                store,
-                start,
-                lambda moment: catalog.new_key(request.storage, request.database, moment, request.compression, part),
-            )
-    named = catalog.compression_of(request.key)
-    if named and named != request.compression:
-        raise UsageError(
-            "the key %s names another compression than %s" % (request.key, request.compression),
-            hint="Leave one of the two out, or make them agree.",
-        )
-    cipher.check_name(request.storage, request.key)
-    catalog.check_key(request.key, request.database, part)
-    return open_store(request.storage), catalog.whole_key(request.storage, request.key)
-
-
-def _existing(request: BackupRequest, store: Store, key: str, start: datetime) -> Optional[BackupResult]:
-    """The result for a backup that is there already and good enough; None when a run is due."""
-    with stage("validation"):
-        if request.key and request.overwrite == "never":
-            item = store.probe(key)
-            if item is not None:
-                return unchanged(request, store, item, "exists already")
-        if request.fresh_within:
-            part = catalog.part_of(request.filters)
-            found = [one for one in catalog.candidates(store, request.database, direct=True) if one.part == part]
-            item = commit.fresh(store, found, start, request.fresh_within)
-            if item is not None:
-                return unchanged(request, store, item, "is younger than %d seconds" % request.fresh_within)
-    return None
-
-
-def unchanged(request: BackupRequest, store: Store, item: StoredObject, why: str) -> BackupResult:
-    """The result of a run that found `item` to be good enough."""
-    sealed = store.sealed(item.key, item.size)
-    index = catalog.read_index(store, item) if sealed is None else None
-    result = BackupResult(
-        changed=False,
-        database=request.database,
-        key=item.key,
-        url=request.storage.url(item.key),
-        correlation_id=request.correlation_id,
-        version_id=item.version_id,
-        etag=item.etag,
-        compression=catalog.compression_of(item.key),
-        stored_bytes=item.size,
-        message="%s %s" % (item.key, why),
-    )
-    if sealed is not None:
-        return replace(result, message=result.message + ", and is encrypted")
-    if index is None:
-        return replace(result, message=result.message + ", and was not written by this engine")
-    return replace(
-        result,
-        **summary(index),  # type: ignore[arg-type]
-        started_at=index.started_at,
-        finished_at=index.finished_at,
-    )
-
-
-def summary(index: Index) -> Dict[str, object]:
-    """What a result tells of what is in the backup."""
-    return {
-        "compression": index.compression,
-        "raw_bytes": index.raw_bytes,
-        "rows": index.rows,
-        "tables": len(index.tables),
-        "snapshot_at": index.snapshot_at,
-        "server_version": index.server_version,
-        "table_rows": tuple(TableResult(each.schema, each.name, each.rows, each.raw_bytes) for each in index.tables),
-    }
-
-
-def _open_both(request: BackupRequest, store: Store, key: str, log: Log) -> Tuple[Tuple[Leader, Clients], Upload]:
-    """The server's side and the store's, ready to run; every fault of either is named."""
-    metadata = {"pgstream-run": request.correlation_id}
-    with stage("validation"):
-        both = all_faults(
-            lambda: _open(request, log), lambda: store.begin(key, request.overwrite == "always", metadata)
-        )
-        return both[0], both[1]
-
-
-def _open(request: BackupRequest, log: Log) -> Tuple[Leader, Clients]:
-    leader = Leader(request.server, request.database)
-    try:
-        clients = find_clients(request.server, leader.major)
-        check_patterns(leader, request.database, request.filters, log)
-        leader.take_run_lock(request.database)
-        return leader, clients
-    except BaseException:
-        leader.close()
-        raise
-
-
-def _lock(leader: Leader, request: BackupRequest) -> Part:
-    """Lock every table that the filters do not rule out."""
-    part = chosen(leader, request.filters)
-    with stage("locking tables"):
-        leader.lock_tables([qualified(each.schema, each.name) for each in part.tables], request.lock_timeout)
-    return part
-
-
-def _measure(leader: Leader, part: Part) -> List[TableFacts]:
-    """The facts of those with rows of their own."""
-    return postgres.table_facts(leader, [each.oid for each in part.tables])
+class _LeftOut(BackupError):
+    """pg_dump left out tables whose rows were to be copied ahead of it: they must wait for it."""
 
 
 @dataclass
@@ -231,11 +95,13 @@ class _Run:
     request: BackupRequest
     log: Log
     start: datetime
-    store: Store
-    key: str
-    leader: Leader
-    clients: Clients
-    upload: Upload
+    source: Source
+    target: Target
+    ahead: bool = True  # rows are copied before pg_dump is done
+
+    def __post_init__(self) -> None:
+        self.leader, self.clients, self.processes = self.source.leader, self.source.clients, self.source.processes
+        self.store, self.key, self.upload = self.target
 
     def run(self) -> BackupResult:
         began = time.monotonic()
@@ -243,7 +109,6 @@ class _Run:
         self.log.info("started", key=self.key, jobs=request.jobs, server_version=leader.version)
         if leader.pooled:
             self.log.warning("pooled_connection", detail="a pooling proxy stands before the server")
-        self.processes = Processes()
         index, stored = commit.written(
             self.upload, self.key, self.log, self.processes, self._write, leader.still_there, self._first_cause
         )
@@ -284,53 +149,51 @@ class _Run:
 
     def _write(self) -> Index:
         """Everything from the schema block to the footer."""
-        request, leader, clients = self.request, self.leader, self.clients
         with stage("validation"):
             catalog.sweep(self.store, self.log)
-        with stage("snapshot"):
-            part = _lock(leader, request)
-        with stage("schema dump"):
-            pg_dump = schema.start_dump(
-                clients,
-                self.processes,
-                request.database,
-                leader.encoding,
-                leader.snapshot,
-                part.named,
-                request.lock_timeout,
-            )
-            facts = _measure(leader, part)
-            info = postgres.database_info(leader)
-            dumped, warnings = schema.dumped_by(pg_dump)
-            for warning in warnings:
-                self.log.warning("pg_dump_warning", message=warning)
-            found = schema.contents(schema.entries(clients, self.processes, dumped))
-        self.estimate = sum(each.size for each in facts)
+        source, part = self.source, self.source.part
+        self.estimate = sum(each.size for each in source.facts)
         self.upload.expect(self.estimate)
-        self.archive = ArchiveWriter(self.upload.write, request.compression, request.compression_level)
+        self.archive = ArchiveWriter(self.upload.write, self.request.compression, self.request.compression_level)
+        self.behind = BehindHead(self.archive, lambda: self.processes.closed)
         self.block_size = plan.block_size(self.estimate)
-        with stage("head"):
-            self.archive.text("schema", schema.as_comments(dumped))
-            self.archive.text("pre", self._script(dumped, "pre-data"))
-        missing = found.relations - {each.oid for each in part.tables}
-        if missing:
-            raise BackupError("pg_dump took %d tables that are not among the locked ones" % len(missing))
-        filled = found.relations - part.bare
-        chosen = [each for each in facts if each.oid in filled]
-        tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(chosen)]
+        filled = [each for each in source.facts if each.oid not in part.bare]
+        if not self.ahead:
+            self._head()
+            filled = [each for each in filled if each.oid in self.found.relations]
+        tables = [Table(number, each.oid, each.schema, each.name) for number, each in enumerate(filled)]
         with stage("table data"):
-            copier = self._copy(chosen)
+            copier = self._copy(filled)
         with stage("rest of the data"):
             blocks = self._blocks("rest")
-            tables += self._rest(found, copier, blocks, len(tables))
+            tables += self._rest(self.found, copier, blocks, len(tables))
             blocks.close()
         copier.rows.update(blocks.rows)
         copier.raw_bytes.update(blocks.raw_bytes)
         with stage("tail"):
-            self.archive.text("post", self._script(dumped, "post-data"))
-            index = self._index(info, tables, copier)
+            self.archive.text("post", self._script(self.dumped, "post-data"))
+            index = self._index(source.info, tables, copier)
             self.archive.finish(index)
         return index
+
+    def _head(self) -> None:
+        """Wait for pg_dump, and write what comes before the rows."""
+        with stage("schema dump"):
+            self.dumped, warnings = schema.dumped_by(given(self.source.pg_dump))
+            for warning in warnings:
+                self.log.warning("pg_dump_warning", message=warning)
+            self.found = schema.contents(schema.entries(self.clients, self.processes, self.dumped))
+            locked = {each.oid for each in self.source.part.tables}
+            missing = self.found.relations - locked
+            if missing:
+                raise BackupError("pg_dump took %d tables that are not among the locked ones" % len(missing))
+            more = {each.oid for each in self.source.facts} - self.found.relations
+            if more and self.ahead:
+                raise _LeftOut("pg_dump left out %d tables that were thought to be of the backup" % len(more))
+        with stage("head"):
+            self.archive.text("schema", schema.as_comments(self.dumped))
+            self.archive.text("pre", self._script(self.dumped, "pre-data"))
+            self.behind.head_is_written()
 
     def _script(self, dumped: bytes, section: str) -> bytes:
         text = schema.pg_restore_text(self.clients, self.processes, dumped, ["--section=" + section, "-f", "-"])
@@ -339,7 +202,7 @@ class _Run:
         return schema.for_server(text, self.leader.major)
 
     def _blocks(self, section: str) -> copying.RowBlocks:
-        return copying.RowBlocks(self.archive, section, self.leader.encoding, self.leader.codec, self.block_size)
+        return copying.RowBlocks(self.behind, section, self.leader.encoding, self.leader.codec, self.block_size)
 
     def _copy(self, chosen: Sequence[TableFacts]) -> copying.DataCopier:
         tasks = plan.plan_copies(list(enumerate(chosen)), self.request.jobs)
@@ -352,7 +215,10 @@ class _Run:
         copier = copying.DataCopier(
             self.clients, self.processes, self.leader, self.request.database, lambda: self._blocks("data"), on_done
         )
-        run_parallel(tasks, copier.copy, min(self.request.jobs, max(1, len(tasks))), self.processes.kill_all)
+        work: List[Callable[[], None]] = [lambda task=task: copier.copy(task) for task in tasks]  # type: ignore[misc]
+        if self.ahead:  # one worker waits for pg_dump, the others begin
+            work.insert(0, self._head)
+        run_parallel(work, lambda one: one(), min(self.request.jobs, max(1, len(work))), self.processes.kill_all)
         blocked = copier.copy_blocked()
         if blocked:
             self.log.info("copied_by_leader", tasks=blocked, detail="another session waits for a lock on their tables")

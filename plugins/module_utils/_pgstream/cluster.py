@@ -25,6 +25,7 @@ from .patterns import ALL, choose, is_wildcard
 from .session import AT_START, Session
 from .stages import stage
 from .target import DRILL, MADE, UNFINISHED
+from .workers import default_jobs
 
 GLOBALS = "the globals"  # how they are called where a database would be named
 #: Names as bytes: each is in the encoding of whoever gave it.
@@ -104,7 +105,7 @@ def back_up_cluster(
         seconds=round(time.monotonic() - began, 3),
         started_at=rfc3339(start),
         finished_at=rfc3339(utc_now()),
-        jobs=one.jobs or backup.default_jobs(),
+        jobs=one.jobs or default_jobs(),
         message=_summary(parts, dry_run),
         backups=tuple(parts),
     )

@@ -10,7 +10,7 @@ import re
 import threading
 from typing import Callable, Dict, List, Optional, Sequence, Union
 
-from .archive import ArchiveWriter, BlockEncoder
+from .archive import ArchiveWriter, BehindHead, BlockEncoder
 from .clients import Clients
 from .errors import BackupError, given
 from .plan import CopyItem, CopyTask
@@ -48,7 +48,14 @@ def preamble(encoding: str) -> bytes:
 class RowBlocks:
     """The blocks of one COPY task or of one section: begins a new block whenever one is full."""
 
-    def __init__(self, archive: ArchiveWriter, section: str, encoding: str, codec: str, block_size: int) -> None:
+    def __init__(
+        self,
+        archive: Union[ArchiveWriter, BehindHead],
+        section: str,
+        encoding: str,
+        codec: str,
+        block_size: int,
+    ) -> None:
         self._archive = archive
         self._section = section
         self._preamble = preamble(encoding)

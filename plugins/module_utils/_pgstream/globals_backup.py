@@ -19,15 +19,16 @@ from typing import Optional, Tuple
 
 from . import catalog, codec, commit, limits
 from .archive import ArchiveWriter
-from .backup import default_jobs, summary, unchanged
 from .clients import Clients, find_clients
 from .errors import BackupError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import ENGINE_VERSION, FORMAT_VERSION, BackupRequest, BackupResult, DatabaseInfo, Index
+from .outset import summary, unchanged
 from .process import Processes
 from .session import AT_START, Session
 from .stages import all_faults, stage
 from .store.base import Store, Upload, open_store
+from .workers import default_jobs
 
 #: pg_dumpall's closing comment, with nothing after it but comments and empty lines.
 _COMPLETE = re.compile(rb"\n-- PostgreSQL database cluster dump complete\r?\n(((--)[^\n]*|[ \t\r]*)(\n|\Z))*\Z")

@@ -15,7 +15,6 @@ from typing import Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import archive, catalog, codec, globals_restore, limits, loading, schema
 from .analyze import analyze
-from .backup import processors
 from .copying import preamble
 from .empty import EmptyDatabase
 from .errors import BackupError, IntegrityError, UsageError, given
@@ -30,7 +29,7 @@ from .selection import Selection, sequence_values
 from .session import Session
 from .stages import stage
 from .target import Maintenance
-from .workers import run_parallel
+from .workers import processors, run_parallel
 
 
 def restore(request: RestoreRequest, log: Log) -> RestoreResult:

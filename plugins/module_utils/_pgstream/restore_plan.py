@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 from . import catalog, target
-from .backup import default_jobs
 from .clients import Clients, find_clients
 from .errors import BackupError, TargetError, UsageError
 from .events import Log, new_correlation_id
@@ -22,6 +21,7 @@ from .session import AT_START, Session
 from .stages import all_faults, stage
 from .store.base import Store, StoredObject, open_store
 from .target import Target
+from .workers import default_jobs
 
 
 @dataclass(frozen=True)

@@ -35,22 +35,32 @@ def all_faults(*checks: Callable[[], Any]) -> List[Any]:
     """Run every check; the first fault is raised with the sentences of the others added. Results in order."""
     results: List[Any] = []
     faults: List[BackupError] = []
-    for check in checks:
-        try:
-            results.append(check())
-        except BackupError as error:
-            faults.append(error)
+    try:
+        for check in checks:
+            try:
+                results.append(check())
+            except BackupError as error:
+                faults.append(error)
+    except BaseException:  # an interrupt
+        _undo(results)
+        raise
     if not faults:
         return results
+    first, *others = faults + _undo(results)  # told after the first cause, not instead of it
+    for other in others:
+        first.hint = ("%s Also: %s" % (first.hint, other.sentence())).strip()
+    raise first
+
+
+def _undo(results: List[Any]) -> List[BackupError]:
+    """Close what was opened; what went wrong with that."""
+    faults: List[BackupError] = []
     for result in results:
         for opened in result if isinstance(result, tuple) else (result,):
             for undo in ("abort", "close"):
                 if hasattr(opened, undo):
                     try:
                         getattr(opened, undo)()
-                    except BackupError as error:  # told after the first cause, not instead of it
+                    except BackupError as error:
                         faults.append(error)
-    first = faults[0]
-    for other in faults[1:]:
-        first.hint = ("%s Also: %s" % (first.hint, other.sentence())).strip()
-    raise first
+    return faults

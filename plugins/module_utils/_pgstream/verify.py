@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import List, Optional, Sequence, Tuple
 
 from . import archive, catalog, codec, loading
-from .backup import default_jobs
 from .errors import IntegrityError, UsageError
 from .events import Log, new_correlation_id, rfc3339, utc_now
 from .model import LEVELS, Block, Index, VerifyRequest, VerifyResult
@@ -27,7 +26,7 @@ from .quoting import qualified
 from .rowcount import RowCounter
 from .stages import stage
 from .store.base import Store, StoredObject, open_store
-from .workers import check_running, run_parallel
+from .workers import check_running, default_jobs, run_parallel
 
 FAULTS_NAMED = 5  # damaged blocks in a message; their number is always told
 

@@ -6,12 +6,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Callable, Iterable, List, Optional, TypeVar
 
 from .errors import Cancelled, first_cause
 
 Task = TypeVar("Task")
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs() -> int:
+    """The smaller of 4 and the processors this process may use."""
+    return min(4, processors())
 
 
 def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int, stop: Callable[[], None]) -> None:
