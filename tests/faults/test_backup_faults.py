@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator
 
 import pytest
 
-from tests.support.runs import Command, command_env, local_storage
+from tests.support.runs import Command, command_env, copy_out, local_storage
 
 from .conftest import LITTLE_ROWS, ROWS
 from .harness import (
@@ -37,10 +37,11 @@ STAGES = {
     "sweep": held_store("ListMultipartUploads"),  # its own upload is begun
     "snapshot": held_at(b"LOCK TABLE ONLY"),
     "schema": held_at(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
+    "contents": held_program("-l --verbose"),  # of what pg_dump wrote
     "head": held_program("--section=pre-data"),
-    "first rows": held_at(b'COPY "public"."big"', after=0),
-    "data": held_at(b'COPY "public"."big"', after=18 * MIB),  # a part of the upload is on its way
-    "both data": held_at(b"COPY (SELECT", after=MIB),  # of every worker
+    "first rows": held_at(copy_out("big"), after=0),
+    "data": held_at(copy_out("big"), after=18 * MIB),  # a part of the upload is on its way
+    "both data": held_at(copy_out(), after=MIB),  # of every worker
     "rest": held_at(b"SELECT 0, last_value"),
     "large objects": held_at(b"pg_catalog.lo_get", after=MIB),
     "tail": held_program("--section=post-data"),
@@ -106,7 +107,7 @@ CELLS = [
     Cell("validation", "SIGTERM", 1, "validation", "Interrupted by SIGTERM"),
     Cell("sweep", "SIGTERM", 1, "validation", "Interrupted by SIGTERM"),
     Cell("snapshot", "SIGTERM", 1, "locking tables", "Interrupted by SIGTERM"),
-    Cell("schema", "SIGTERM", 1, "schema dump", "Interrupted by SIGTERM"),
+    Cell("contents", "SIGTERM", 1, "schema dump", "Interrupted by SIGTERM"),
     Cell("head", "SIGINT", 1, "head", "Interrupted by SIGINT"),
     Cell("data", "SIGTERM", 1, "table data", "Interrupted by SIGTERM"),
     Cell("data", "SIGINT", 1, "table data", "Interrupted by SIGINT"),

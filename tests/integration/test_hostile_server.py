@@ -15,7 +15,7 @@ from _pgstream.clients import Clients
 from _pgstream.session import Session
 
 from tests.support.compare import differences
-from tests.support.runs import Background, back_up, local_storage, restore, server_of, wait_until
+from tests.support.runs import Background, back_up, copy_out, local_storage, restore, server_of, wait_until
 from tests.support.servers import PostgresServer
 
 SETTINGS: Dict[str, str] = {
@@ -92,7 +92,7 @@ def test_no_timeout_of_the_role_ends_a_long_copy(
         gate.release()
         return run.result()
 
-    gate = pg_proxy.gate(b'COPY "public"."big"', after=1 << 20)
+    gate = pg_proxy.gate(copy_out("big"), after=1 << 20)
     made = held(Background(lambda: back_up(slow, database, storage, jobs=1)), gate, "2\n")
     gate = pg_proxy.gate(b'COPY "public"."big"', after=0)
     run = Background(lambda: restore(slow, storage, made.key, database=copy, strategy="swap", keep_old=False))

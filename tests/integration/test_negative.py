@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict
 
 import pytest
 
-from tests.support.runs import Command, Outcome, command_env, sessions
+from tests.support.runs import Command, Outcome, command_env, copy_out, sessions
 from tests.support.servers import free_port
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z")
@@ -128,7 +128,7 @@ def test_target_not_empty(place: Place) -> None:
 
 
 def test_second_backup_of_the_same_database(place: Place, pg_proxy: Any) -> None:
-    gate = pg_proxy.gate(b'COPY "public"."t"')
+    gate = pg_proxy.gate(copy_out("t"))
     first = place.start("backup", POSTGRES_PORT=str(pg_proxy.port))
     gate.wait(first)
     second = place.run("backup", BACKUP_PREFIX="second")

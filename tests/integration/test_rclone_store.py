@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import compare
 from tests.support.remotes import RemoteServer
-from tests.support.runs import Command, Outcome, Proxy, command_env, databases_like, sessions, wait_until
+from tests.support.runs import Command, Outcome, Proxy, command_env, copy_out, databases_like, sessions, wait_until
 from tests.support.servers import find_rclone
 
 DAY = 86400
@@ -27,7 +27,7 @@ CREATE TABLE orders (id serial PRIMARY KEY, customer int REFERENCES customer, pl
 INSERT INTO orders (customer) SELECT g FROM generate_series(1, 20000) g;
 SELECT lo_from_bytea(0, 'a large object');
 """
-COPY_OUT = b'COPY "public"."customer"'
+COPY_OUT = copy_out("customer")
 
 
 @pytest.fixture(scope="module")

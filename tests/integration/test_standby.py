@@ -15,7 +15,7 @@ import pytest
 from _pgstream.errors import BackupError
 
 from tests.support.compare import differences
-from tests.support.runs import Background, Proxy, back_up, local_storage, restore, server_of, wait_until
+from tests.support.runs import Background, Proxy, back_up, copy_out, local_storage, restore, server_of, wait_until
 from tests.support.servers import PostgresServer, _launch_argv
 
 TABLES = """
@@ -81,7 +81,7 @@ def test_two_backups_of_a_standby_are_never_at_work_at_once(
 ) -> None:
     storage = local_storage(tmp_path / "store")
     with Proxy(standby.port) as proxy:
-        gate = proxy.gate(b'COPY "public"."big"', after=1 << 20)
+        gate = proxy.gate(copy_out("big"), after=1 << 20)
         run = Background(lambda: back_up(server_of(standby, port=proxy.port), "shop", storage, jobs=1))
         wait_until(lambda: gate.reached.is_set() or not run.running, "the rows")
         with pytest.raises(BackupError) as caught:
@@ -98,7 +98,7 @@ def test_a_conflict_with_recovery_is_named(primary: PostgresServer, standby: Pos
     there = "SELECT count(*) FROM pg_class WHERE relname = 'doomed'"
     wait_until(lambda: standby.psql(there, "shop") == "1\n", "the table on the standby")
     with Proxy(standby.port) as proxy:
-        gate = proxy.gate(b'COPY "public"."big"', after=1 << 20)
+        gate = proxy.gate(copy_out("big"), after=1 << 20)
         run = Background(lambda: back_up(server_of(standby, port=proxy.port), "shop", storage, jobs=1))
         wait_until(lambda: gate.reached.is_set() or not run.running, "the rows")
         primary.psql("DROP TABLE doomed", "shop")

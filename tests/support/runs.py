@@ -276,6 +276,11 @@ class Gate:
         self.released.set()
 
 
+def copy_out(table: str = "") -> bytes:
+    """What psql's \\copy sends for public.`table`, or for a range of any table."""
+    return b'COPY  "public"."%s"' % table.encode() if table else b"COPY  ( SELECT"
+
+
 class Proxy:
     """A TCP proxy on loopback before a server of the tests, in clear text, so that it can see what is asked.
 

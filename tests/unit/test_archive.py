@@ -20,11 +20,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import pytest
 import zstandard
 from _pgstream import archive, framing
-from _pgstream.errors import BackupError, IntegrityError
+from _pgstream.errors import BackupError, Cancelled, IntegrityError
 from _pgstream.index import MAX_INDEX, index_text, parse_index
 from _pgstream.model import COMPRESSIONS, FORMAT_VERSION, Block, DatabaseInfo, Index, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.runs import Background
 
 MANY = settings(max_examples=500, deadline=None)
 TABLES = 3
@@ -524,3 +526,46 @@ def test_the_index_holds_only_ascii_comments() -> None:
     text = index_text(SAMPLES["gzip"].index)
     assert text.isascii() and all(line.startswith(b"-- ") for line in text.splitlines())
     assert parse_index([text]) == SAMPLES["gzip"].index
+
+
+def test_blocks_wait_for_the_head() -> None:
+    """Some are kept until it is written, in their order; whoever makes more waits, until then or until the run ends."""
+    written: List[bytes] = []
+    writer = archive.ArchiveWriter(lambda pieces: written.extend(pieces), "none")
+    closed = threading.Event()
+    behind = archive.BehindHead(writer, closed.is_set)
+
+    def append(size: int) -> None:
+        encoder = behind.encoder("data")
+        encoder.write(b"-" * size + b"\n")
+        behind.append(encoder.finish())
+
+    append(1 << 10)
+    append(2 << 10)
+    assert written == []
+    late = Background(lambda: append(archive.HELD))
+    time.sleep(0.2)
+    assert late.running
+    writer.text("schema", b"-- schema\n")
+    writer.text("pre", b"-- pre\n")
+    time.sleep(0.2)
+    assert late.running
+    behind.head_is_written()
+    late.result()
+    assert [block.section for block in writer.blocks] == ["schema", "pre", "data", "data", "data"]
+    assert [block.raw_length >> 10 for block in writer.blocks[2:4]] == [1, 2]
+    append(1)
+    assert len(writer.blocks) == 6
+
+
+def test_whoever_waits_for_the_head_ends_with_the_run() -> None:
+    closed = threading.Event()
+    behind = archive.BehindHead(archive.ArchiveWriter(lambda pieces: None, "none"), closed.is_set)
+    encoder = behind.encoder("data")
+    encoder.write(b"-" * (archive.HELD + 1))
+    waiting = Background(lambda: behind.append(encoder.finish()))
+    time.sleep(0.2)
+    assert waiting.running
+    closed.set()
+    with pytest.raises(Cancelled):
+        waiting.result()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -115,3 +117,24 @@ def test_it_needs_the_thread_that_signals_reach() -> None:
     thread.start()
     thread.join()
     assert len(caught) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux")
+def test_a_batch_and_its_children() -> None:
+    asked = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+    with limits.batch():
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        assert subprocess.check_output(asked) == b"%d\n" % os.SCHED_BATCH
+        with limits.batch():
+            pass
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_where_the_policy_is_not_ours_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: Any) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused, raising=False)
+    with limits.batch():
+        pass

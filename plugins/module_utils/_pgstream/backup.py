@@ -37,7 +37,7 @@ LARGE_OBJECT_PIECE = 1 << 20  # bytes of one lo_put
 
 def back_up(request: BackupRequest, log: Log) -> BackupResult:
     """Run a backup. It is whole in the store when this returns, and not there at all when this raises."""
-    with limits.time_limit(request.timeout):
+    with limits.time_limit(request.timeout), limits.batch():
         return _back_up(request, log)
 
 
@@ -50,7 +50,7 @@ def _back_up(request: BackupRequest, log: Log) -> BackupResult:
     source, target = open_both(request, start, log, found)
     with source:
         try:
-            return _Run(request, log, start, source, target).run()
+            return _Run(request, log, start, source, target, ahead=request.jobs > 1).run()
         except _LeftOut as error:
             log.info("again", detail=error.message)
     source, target = open_both(request, start, log, None)
@@ -97,7 +97,7 @@ class _Run:
     start: datetime
     source: Source
     target: Target
-    ahead: bool = True  # rows are copied before pg_dump is done
+    ahead: bool  # rows are copied before pg_dump is done
 
     def __post_init__(self) -> None:
         self.leader, self.clients, self.processes = self.source.leader, self.source.clients, self.source.processes

@@ -159,8 +159,8 @@ def open_both(
     is at work while boto3 is imported and the store answers."""
 
     def begin() -> Target:
-        store, key = found or _destination(request, start)
         with stage("validation"):
+            store, key = found or _destination(request, start)
             metadata = {"pgstream-run": request.correlation_id}
             return store, key, store.begin(key, request.overwrite == "always", metadata)
 
