@@ -137,6 +137,7 @@ def _kill(program: str, number: int = 0) -> Callable[[Scene], None]:
     """SIGKILL for a child; for pg_restore the one that the engine started, others are its own."""
 
     def act(scene: Scene) -> None:
+        wait_until(lambda: len(scene.command.children(program)) > number, "number %d of %s" % (number, program))
         os.kill(sorted(scene.command.children(program))[number], signal.SIGKILL)
 
     return act
@@ -311,14 +312,6 @@ def storage_of(s3: Any, bucket: str) -> Storage:
         access_key=s3.access_key,
         secret_key=s3.secret_key,
     )
-
-
-def uploads(s3: Any, bucket: str) -> List[str]:
-    client = s3.client()
-    try:
-        return [entry["Key"] for entry in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
-    except client.exceptions.NoSuchUpload:  # rclone, of a bucket that never had one since its start
-        return []
 
 
 def stored_is_whole(storage: Storage, key: str, rows: int) -> None:

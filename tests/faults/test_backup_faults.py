@@ -28,7 +28,6 @@ from .harness import (
     listed,
     storage_of,
     stored_is_whole,
-    uploads,
 )
 
 MIB = 1 << 20
@@ -178,7 +177,7 @@ def test_a_backup_that_fails(cell: Cell, scene: Scene, environment: Dict[str, st
     scene.play(cell, STAGES, run_of(cell, environment, start))
     scene.check_end(cell, "backup")
     assert scene.s3.keys(scene.bucket) == [OLDER] == listed(storage_of(scene.s3, scene.bucket))
-    assert cell.code == KILLED or uploads(scene.s3, scene.bucket) == []
+    assert cell.code == KILLED or scene.s3.uploads(scene.bucket) == []
     assert all(OLDER not in path for name, path in scene.store.seen if name != "HeadObject")
 
 
@@ -187,7 +186,7 @@ def test_a_backup_that_gets_over_it(cell: Cell, scene: Scene, environment: Dict[
     scene.play(cell, STAGES, run_of(cell, environment, start))
     scene.check_end(cell, "backup")
     key = scene.outcome.result["key"]
-    assert scene.s3.keys(scene.bucket) == [key] and uploads(scene.s3, scene.bucket) == []
+    assert scene.s3.keys(scene.bucket) == [key] and scene.s3.uploads(scene.bucket) == []
     stored_is_whole(storage_of(scene.s3, scene.bucket), key, ROWS if "fault_source" in key else LITTLE_ROWS)
 
 
@@ -205,7 +204,7 @@ def test_the_compressor_raises(scene: Scene, environment: Dict[str, str], start:
     environment["PGSTREAM_FAULT"] = "compressor"
     scene.play(cell, STAGES, run_of(cell, environment, start))
     scene.check_end(cell, "backup")
-    assert scene.s3.keys(scene.bucket) == [] == uploads(scene.s3, scene.bucket)
+    assert scene.s3.keys(scene.bucket) == [] == scene.s3.uploads(scene.bucket)
 
 
 def into_directory(environment: Dict[str, str], directory: Path) -> Dict[str, str]:

@@ -105,7 +105,7 @@ def test_a_lock_that_is_held_ends_the_backup_in_time(
         assert "canceling statement due to lock timeout" in str(caught.value)
         assert "locking tables" in str(caught.value) and "lock_timeout" in caught.value.hint
         assert s3.keys(bucket) == []
-        assert s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+        assert s3.uploads(bucket) == []
     finally:
         holder.close()
     assert back_up(server_of(postgres), database, s3_storage(s3, bucket)).rows == 5901

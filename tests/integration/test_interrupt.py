@@ -51,7 +51,7 @@ def nothing_is_left(postgres: Any, database: str, s3: Any, bucket: str) -> None:
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = '%s'" % APPLICATION
     wait_until(lambda: postgres.psql(sessions, database).strip() == "0", "the backup's session to end")
     assert s3.keys(bucket) == []
-    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket)
+    assert s3.uploads(bucket) == []
 
 
 def test_a_backup_that_waits_for_a_lock_is_asked_to_stop(

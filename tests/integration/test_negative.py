@@ -169,8 +169,7 @@ def test_fresh_within(place: Place) -> None:
 def test_dry_run_changes_nothing(place: Place) -> None:
     predicted = place.run("backup", "--dry-run").result
     assert predicted["changed"] is True and place.s3.keys(place.bucket) == []
-    uploads = place.s3.client().list_multipart_uploads(Bucket=place.bucket)
-    assert uploads.get("Uploads", []) == []
+    assert place.s3.uploads(place.bucket) == []
 
 
 def test_every_line_is_json_on_its_stream(place: Place, tmp_path: Path) -> None:

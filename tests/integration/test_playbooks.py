@@ -326,7 +326,7 @@ def test_check_mode_predicts_and_changes_nothing(
 ) -> None:
     predicted = play("backup", "--check", "--diff", pgbackup_database="shop", backup_key="one.sql.gz")
     assert predicted.changed == {"db1": 1} and s3.keys(bucket) == []
-    assert s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    assert s3.uploads(bucket) == []
     assert "would back up" in predicted.output and "+++ after: s3://%s/one.sql.gz" % bucket in predicted.output
     backup = play("backup", pgbackup_database="shop", backup_key="one.sql.gz").result
     assert predicted.result["tables"] == backup["tables"] and predicted.result["key"] == backup["key"]

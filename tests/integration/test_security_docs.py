@@ -236,7 +236,7 @@ def test_a_host_that_may_only_write(
             with pytest.raises(StorageError):
                 read()
     assert s3.keys(bucket) == [made.key]
-    assert s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    assert s3.uploads(bucket) == []
 
 
 def test_a_host_that_may_only_restore(

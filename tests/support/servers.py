@@ -832,6 +832,14 @@ class S3Server(_Server):
         pages = self.client().get_paginator('list_objects_v2').paginate(Bucket=bucket)
         return sorted(entry['Key'] for page in pages for entry in page.get('Contents', []))
 
+    def uploads(self, bucket: str) -> List[str]:
+        """The keys of the uploads that were begun and not ended."""
+        client = self.client()
+        try:
+            return [entry['Key'] for entry in client.list_multipart_uploads(Bucket=bucket).get('Uploads', [])]
+        except client.exceptions.NoSuchUpload:  # rclone, of a bucket that never had one since its start
+            return []
+
     def env(self) -> Dict[str, str]:
         """A copy of os.environ with the credentials and the region as every AWS client reads them."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith('AWS_')}
