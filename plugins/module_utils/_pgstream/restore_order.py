@@ -68,10 +68,10 @@ def early_entries(toc: Sequence[Entry], index: Index, large: Collection[int]) ->
         for entry in toc:
             needs = set(entry.needs)
             keys = frozenset(needs & found.keys()) if foreign else frozenset()
-            # The key of a table that is not in the backup is no dependency, nor is that table.
-            if _is_made(entry, foreign) and needs - keys and needs - keys <= tables.keys() and bool(keys) == foreign:
-                of = frozenset(tables[need] for need in needs - keys)
-                found[entry.dump_id] = Early(entry, of, keys, entry.catalogue == _PG_CONSTRAINT)
+            # A foreign key to what is not in the backup has no key among its needs.
+            if _is_made(entry, foreign) and bool(keys) == foreign and needs - keys and needs - keys <= tables.keys():
+                of = {tables[need] for need in needs - keys}.union(*(found[key].tables for key in keys))
+                found[entry.dump_id] = Early(entry, frozenset(of), keys, entry.catalogue == _PG_CONSTRAINT)
     wanted = {number for number, early in found.items() if early.tables & set(large)}
     wanted |= {key for number in wanted for key in found[number].keys}
     return [early for number, early in found.items() if number in wanted]

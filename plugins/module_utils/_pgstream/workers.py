@@ -18,8 +18,8 @@ def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int,
     """Call `work` on every task, `jobs` at a time, in order of start.
 
     On the first failure no further task begins, `stop` is called once (it must make running work end, and `tasks` too
-    where they wait for that), and after all threads ended the first cause is raised. The calling thread only waits, so a
-    signal handler that raises there (an interrupt) is a cause like any other.
+    where they wait for it), and after all threads ended the first cause is raised. The calling thread only waits, so
+    a signal handler that raises there (an interrupt) is a cause like any other.
     """
     source = iter(tasks)
     turn = threading.Lock()  # to take a task, which may wait: so not the lock that a failure needs
