@@ -26,14 +26,14 @@ def owner_options(request: RestoreRequest) -> List[str]:
     return options + (["--no-privileges"] if request.no_privileges else [])
 
 
-def make(planned: Plan, processes: Processes, database: str, dumped: bytes, entry: schema.Entry) -> None:
-    """One entry of the schema archive."""
-    line = memory_file(entry.line + b"\n")
+def make(planned: Plan, processes: Processes, database: str, dumped: bytes, entries: Sequence[schema.Entry]) -> None:
+    """These entries of the schema archive, one after the other."""
+    chosen = memory_file(b"".join(entry.line + b"\n" for entry in entries))
     try:
-        options = ["--exit-on-error", *owner_options(planned.request), "--use-list=/dev/fd/%d" % line]
-        process = start(planned, processes, database, dumped, options, [line])
+        options = ["--exit-on-error", *owner_options(planned.request), "--use-list=/dev/fd/%d" % chosen]
+        process = start(planned, processes, database, dumped, options, [chosen])
     finally:
-        os.close(line)
+        os.close(chosen)
     process.output()
 
 

@@ -247,7 +247,7 @@ class _Run:
             rows = self._count(loader, index, choice)
         with stage("indexes and constraints"):
             if made:
-                self.log.info("made_early", count=len(made), detail="indexes and constraints of large tables")
+                self.log.info("made_early", entries=len(made), detail="indexes and constraints of large tables")
                 options = self._schema_options([entry for entry in toc if entry.dump_id not in made])
             self._tail(database, choice.archive, options, loader)
         if self.request.content == "all":
@@ -292,7 +292,7 @@ class _Run:
         def work(task: Task) -> None:
             if isinstance(task, Early):
                 with stage("indexes and constraints"):
-                    post_data.make(self.planned, self.processes, loader.database, choice.archive, task.entry)
+                    post_data.make(self.planned, self.processes, loader.database, choice.archive, task.entries)
             else:
                 loader.load(self.planned.store, self.planned.item.key, index, task, choice.tables)
                 self.done += sum(block.length for block in task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Sequence, Set, Union
+from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple, Union
 
 from .model import Block, Index
 from .schema import Entry
@@ -25,14 +25,14 @@ _PG_CONSTRAINT = 2606
 class Early:
     """An index or a constraint that may be made before the rows of other tables are there."""
 
-    entry: Entry
+    entries: Tuple[Entry, ...]  # it, and its comments
     tables: FrozenSet[int]  # numbers in the index
     keys: FrozenSet[int]  # dump ids of others of these that come first
     alone: bool  # takes a lock on its tables that no index can be made beside
 
     @property
     def foreign(self) -> bool:
-        return self.entry.text.startswith(b"FK ")
+        return self.entries[0].text.startswith(b"FK ")
 
 
 Task = Union[List[Block], Early]
@@ -65,16 +65,25 @@ def early_entries(toc: Sequence[Entry], index: Index, large: Collection[int]) ->
     }
     found: Dict[int, Early] = {}
     for foreign in (False, True):  # they need keys, wherever in the archive these are
-        for entry in toc:
+        for place, entry in enumerate(toc):
             needs = set(entry.needs)
             keys = frozenset(needs & found.keys()) if foreign else frozenset()
             # A foreign key to what is not in the backup has no key among its needs.
             if _is_made(entry, foreign) and bool(keys) == foreign and needs - keys and needs - keys <= tables.keys():
                 of = {tables[need] for need in needs - keys}.union(*(found[key].tables for key in keys))
-                found[entry.dump_id] = Early(entry, frozenset(of), keys, entry.catalogue == _PG_CONSTRAINT)
+                alone = entry.catalogue == _PG_CONSTRAINT
+                found[entry.dump_id] = Early(_with_comments(toc, place), frozenset(of), keys, alone)
     wanted = {number for number, early in found.items() if early.tables & set(large)}
     wanted |= {key for number in wanted for key in found[number].keys}
     return [early for number, early in found.items() if number in wanted]
+
+
+def _with_comments(toc: Sequence[Entry], place: int) -> Tuple[Entry, ...]:
+    """A comment has no section of its own: pg_restore takes it for one of that of the entry before it in a list."""
+    end = place + 1
+    while end < len(toc) and toc[end].text.startswith(b"COMMENT ") and not toc[end].catalogue:
+        end += 1
+    return tuple(toc[place:end])
 
 
 def _is_made(entry: Entry, foreign: bool) -> bool:
@@ -137,7 +146,7 @@ class Order(Iterator[Task]):
         with self._changed:
             if isinstance(task, Early):
                 self._making.remove(task)
-                self.made.add(task.entry.dump_id)
+                self.made.update(entry.dump_id for entry in task.entries)
             else:
                 self._loading -= 1
                 for number in _tables(task):
