@@ -396,7 +396,6 @@ def test_so_does_an_interrupt() -> None:
         run_parallel(order, work, 3, stop)
         signal.pause()  # pragma: no cover
     assert order.made == set()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
 
 
 def test_who_waits_goes_on_when_rows_are_there() -> None:
