@@ -55,7 +55,7 @@ class Loader:
     ) -> None:
         self._clients = clients
         self._processes = processes
-        self._database = database
+        self.database = database
         self._role = role
         self._major = major
         self._options = load_options(major, triggers)
@@ -69,7 +69,7 @@ class Loader:
 
     def open(self, name: str = "psql") -> Process:
         process = self._clients.psql(
-            self._processes, self._database, self._encoding, name, quiet=False, options=self._options
+            self._processes, self.database, self._encoding, name, quiet=False, options=self._options
         )
         if self._role:
             process.write(("SET ROLE %s;\n" % quote(self._role)).encode())

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import replace
 from datetime import datetime
 from typing import Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive, catalog, codec, globals_restore, limits, loading, schema
+from . import archive, catalog, codec, globals_restore, limits, loading, post_data, schema
 from .analyze import analyze
 from .copying import preamble
 from .empty import EmptyDatabase
@@ -21,9 +20,10 @@ from .errors import BackupError, IntegrityError, UsageError, given
 from .events import Log, rfc3339, utc_now
 from .existing import ExistingTables
 from .loading import Loader
-from .model import Block, Index, RestoreRequest, RestoreResult, TableResult
+from .model import Index, RestoreRequest, RestoreResult, TableResult
 from .process import Processes, memory_file
 from .quoting import qualified
+from .restore_order import Early, Order, Task, early_entries, large_tables
 from .restore_plan import Plan, plan
 from .selection import Selection, sequence_values
 from .session import Session
@@ -239,12 +239,16 @@ class _Run:
             loader.script(self._script(choice.archive, "pre-data", options))
         self.defined = True
         with stage("table data"):
-            self._table_data(loader, index, choice)
+            toc, early = self._early(index, choice)
+            made = self._table_data(loader, index, choice, early)
         with stage("rest of the data"):
             self._rest(loader, index, choice, loading.LARGEST_RUN)
         with stage("row counts"):
             rows = self._count(loader, index, choice)
         with stage("indexes and constraints"):
+            if made:
+                self.log.info("made_early", entries=len(made), detail="indexes and constraints of large tables")
+                options = self._schema_options([entry for entry in toc if entry.dump_id not in made])
             self._tail(database, choice.archive, options, loader)
         if self.request.content == "all":
             self._analyze(database)
@@ -269,16 +273,38 @@ class _Run:
         with stage("row counts"):
             return loader, self._count(loader, index, choice)
 
-    def _table_data(self, loader: Loader, index: Index, choice: Selection) -> None:
+    def _early(self, index: Index, choice: Selection) -> Tuple[List[schema.Entry], List[Early]]:
+        """The table of contents, and what of it may be made while rows are loaded: nothing of a part, nor where
+        pg_restore cannot be used, nor for one worker, who cannot do it beside anything."""
+        planned = self.planned
+        large = large_tables(index, len(choice.archive))
+        if choice.entries is not None or post_data.as_script(planned) or self.request.jobs < 2 or not large:
+            return [], []
+        toc = schema.entries(planned.clients, self.processes, choice.archive)
+        return toc, early_entries(toc, index, large)
+
+    def _table_data(self, loader: Loader, index: Index, choice: Selection, early: Sequence[Early] = ()) -> Set[int]:
+        """Rows, and what is made early; the dump ids of what was."""
         total = sum(block.length for block in choice.data)
-
-        def work(run: Sequence[Block]) -> None:
-            loader.load(self.planned.store, self.planned.item.key, index, run, choice.tables)
-            self.done += sum(block.length for block in run)
-            self.log.progress(self.done, total, "table data")
-
         runs = archive.runs(choice.data, loading.run_size(index, self.request.jobs))
-        run_parallel(runs, work, self.request.jobs, self.processes.kill_all)
+        order = Order(runs, early, index)
+
+        def work(task: Task) -> None:
+            if isinstance(task, Early):
+                with stage("indexes and constraints"):
+                    post_data.make(self.planned, self.processes, loader.database, choice.archive, task.entries)
+            else:
+                loader.load(self.planned.store, self.planned.item.key, index, task, choice.tables)
+                self.done += sum(block.length for block in task)
+                self.log.progress(self.done, total, "table data")
+            order.done(task)
+
+        def stop() -> None:
+            order.close()
+            self.processes.kill_all()
+
+        run_parallel(order, work, self.request.jobs, stop)
+        return order.made
 
     def _rest(self, loader: Loader, index: Index, choice: Selection, limit: int) -> None:
         """`limit`: stored bytes of a transaction."""
@@ -293,9 +319,7 @@ class _Run:
             loader.script(b"".join(sequence_values(store, key, index, choice)))
 
     def _schema_options(self, entries: Optional[Sequence[schema.Entry]]) -> List[str]:
-        request = self.request
-        options = ["--no-owner"] if request.no_owner else []
-        options += ["--no-privileges"] if request.no_privileges else []
+        options = post_data.owner_options(self.request)
         self.use_list = -1
         if entries is not None:
             self.use_list = memory_file(b"\n".join(entry.line for entry in entries) + b"\n")
@@ -318,39 +342,21 @@ class _Run:
         pg_restore's jobs may lock each other out (one attaches an index to a partitioned one while another adds a
         constraint), and the server ends one of them. What fell to that is made again, one after the other.
         """
-        clients, request = self.planned.clients, self.request
-        if clients.major >= 17 > self.planned.major:
+        if post_data.as_script(self.planned):
             loader.script(self._script(dumped, "post-data", options))
             return
-        file = memory_file(dumped)
+        arguments = ["--jobs=%d" % self.request.jobs, *options]
+        lists = [self.use_list] if self.use_list >= 0 else []
+        process = post_data.start(self.planned, self.processes, database, dumped, arguments, lists)
         try:
-            arguments = ["--section=post-data", "--jobs=%d" % request.jobs, *options]
-            arguments += ["--role=" + request.role] if request.role else []
-            argv = clients.argv("pg_restore", arguments, database) + ["/dev/fd/%d" % file]
-            env = clients.environment()
-            env["PGOPTIONS"] = loading.load_options(self.planned.major)
-            if self._fills_the_server(schema.count_indexes(dumped)):
-                env["PGOPTIONS"] += " -c max_parallel_maintenance_workers=0"
-            fds = [file] + ([self.use_list] if self.use_list >= 0 else [])
-            process = self.processes.spawn(argv, env, "pg_restore", pass_fds=fds)
-            try:
-                process.output()
-            except BackupError:
-                statements = schema.ended_by_deadlocks(process.stderr_text())
-                # In which tablespace an index goes was told to the session that is gone.
-                if not statements or _TABLESPACE.search(self._script(dumped, "post-data", options)):
-                    raise
-                self.log.info("deadlock", again=len(statements), detail="jobs of pg_restore locked each other out")
-                loader.script(preamble("UTF8") + "\n".join(statements).encode() + b"\n")
-        finally:
-            os.close(file)
-
-    def _fills_the_server(self, indexes: int) -> bool:
-        """Whether the jobs alone keep its processors busy, as is known of this host: then workers that build an index
-        together are in the way. Measured on two processors, without them the same indexes took a fifth less."""
-        host = self.request.server.host
-        here = not host or host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
-        return here and processors() <= self.request.jobs <= indexes
+            process.output()
+        except BackupError:
+            statements = schema.ended_by_deadlocks(process.stderr_text())
+            # In which tablespace an index goes was told to the session that is gone.
+            if not statements or _TABLESPACE.search(self._script(dumped, "post-data", options)):
+                raise
+            self.log.info("deadlock", again=len(statements), detail="jobs of pg_restore locked each other out")
+            loader.script(preamble("UTF8") + "\n".join(statements).encode() + b"\n")
 
     def _count(self, loader: Loader, index: Index, choice: Selection) -> Tuple[TableResult, ...]:
         """Compare what the server took with the index, table by table."""

@@ -28,11 +28,12 @@ def default_jobs() -> int:
 def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int, stop: Callable[[], None]) -> None:
     """Call `work` on every task, `jobs` at a time, in order of start.
 
-    On the first failure no further task begins, `stop` is called once (it must make running work end), and after all
-    threads ended the first cause is raised. The calling thread only waits, so a signal handler that raises there
-    (an interrupt) is a cause like any other.
+    On the first failure no further task begins, `stop` is called once (it must make running work end, and `tasks` too
+    where they wait for it), and after all threads ended the first cause is raised. The calling thread only waits, so
+    a signal handler that raises there (an interrupt) is a cause like any other.
     """
     source = iter(tasks)
+    turn = threading.Lock()  # to take a task, which may wait: so not the lock that a failure needs
     lock = threading.Lock()
     failures: List[BaseException] = []
     failed = threading.Event()
@@ -47,7 +48,7 @@ def run_parallel(tasks: Iterable[Task], work: Callable[[Task], None], jobs: int,
             stop()
 
     def next_task() -> Optional[List[Task]]:
-        with lock:
+        with turn:
             if failed.is_set():
                 return None
             for task in source:
