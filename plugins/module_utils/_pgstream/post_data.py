@@ -10,10 +10,10 @@ import os
 from typing import List, Sequence
 
 from . import loading, schema
-from .backup import processors
 from .model import RestoreRequest
 from .process import Process, Processes, memory_file
 from .restore_plan import Plan
+from .workers import processors
 
 
 def as_script(planned: Plan) -> bool:

@@ -29,7 +29,7 @@ from .selection import Selection, sequence_values
 from .session import Session
 from .stages import stage
 from .target import Maintenance
-from .workers import processors, run_parallel
+from .workers import run_parallel
 
 
 def restore(request: RestoreRequest, log: Log) -> RestoreResult:
