@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Tuple
 
 ENGINE = '"$PYTHON" -m _pgstream.main'
+BACKUP = ENGINE + " backup --overwrite"  # as all others do
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ BACKUPS = (
              ("barman-cloud-backup",), note="the whole server's files, indexes too"),
     Pipeline("pg_dump to nowhere", "pg_dump > /dev/null"),
     Pipeline("COPY to nowhere", "$COPY_TO_NOWHERE", note="every table over $JOBS connections: the limit"),
-    Pipeline(OURS_GZIP, "%s backup --key ours.sql.gz --jobs $JOBS" % ENGINE, key="ours.sql.gz"),
-    Pipeline(OURS_ZSTD, "%s backup --key ours.sql.zst --compression zstd --jobs $JOBS" % ENGINE, key="ours.sql.zst"),
+    Pipeline(OURS_GZIP, "%s --jobs $JOBS --key ours.sql.gz" % BACKUP, key="ours.sql.gz"),
+    Pipeline(OURS_ZSTD, "%s --jobs $JOBS --key ours.sql.zst --compression zstd" % BACKUP, key="ours.sql.zst"),
 )
 RESTORES = (
     Pipeline("gunzip psql", "rclone cat s3:$BUCKET/gzip.sql.gz | gunzip | psql -Xq -v ON_ERROR_STOP=1 -d $TARGET"),

@@ -8,7 +8,7 @@ made twice, and one that fails leaves nothing behind."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 from _pgstream import loading, plan, post_data, restore_order, schema
@@ -69,21 +69,27 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.did: List[bytes] = []
         self.before: Callable[[str, bytes], None] = lambda database, entry: None
-        load, make = loading.Loader.load, post_data.make
+        load, tell, statements = loading.Loader.load, loading.Loader.statements, post_data.statements
+        told: Dict[bytes, List[bytes]] = {}
 
         def watched_load(loader: Any, *arguments: Any) -> Any:
             made = load(loader, *arguments)
             self.did.append(b"")
             return made
 
-        def watched_make(planned: Any, processes: Any, database: str, dumped: bytes, entries: Any) -> None:
-            texts = [entry.text.rpartition(b" ")[0] for entry in entries]  # without the owner
-            self.before(database, texts[0])
-            make(planned, processes, database, dumped, entries)
-            self.did += texts
+        def watched_statements(planned: Any, processes: Any, dumped: bytes, entries: Any) -> bytes:
+            sql = statements(planned, processes, dumped, entries)
+            told[sql] = [entry.text.rpartition(b" ")[0] for entry in entries]  # without the owner
+            return sql
+
+        def watched_tell(loader: Any, sql: bytes) -> None:
+            self.before(loader._database, told[sql][0])
+            tell(loader, sql)
+            self.did += told[sql]
 
         monkeypatch.setattr(loading.Loader, "load", watched_load)
-        monkeypatch.setattr(post_data, "make", watched_make)
+        monkeypatch.setattr(loading.Loader, "statements", watched_tell)
+        monkeypatch.setattr(post_data, "statements", watched_statements)
 
 
 @pytest.fixture

@@ -138,6 +138,33 @@ def test_feeding(processes: Processes) -> None:
     assert child.said() == b"0\n1\n2\n"
 
 
+def test_lines_that_are_heard(processes: Processes) -> None:
+    """However much else there is."""
+    child = processes.spawn(["cat"], ENV, "cat", feed=True, heard=b"COPY ")
+    child.write(b"COPY 1\nno COPY 2\n" + b"x\n" * process.KEPT + b"COPY 3\nCOPY a")
+    child.write(b" word\nCOPY 4\n")
+    assert child.lines_until(b"COPY a word") == [b"COPY 1", b"COPY 3"]
+    child.write(b"COPY 5\nCOPY a word\nCOPY 6\nCOPY 7")
+    assert child.lines_until(b"COPY a word") == [b"COPY 4", b"COPY 5"]
+    child.close_input()
+    child.finish()
+    assert child.lines() == [b"COPY 6"]  # the last was not said to its end
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo COPY 1; read line; echo 'error: not this' >&2; exit 1", "error: not this"),
+        ("echo COPY 1; read line; exit 0", "psql ended before it was told to"),
+    ],
+)
+def test_a_child_that_ends_while_it_is_heard(processes: Processes, script: str, said: str) -> None:
+    child = processes.spawn(sh(script), ENV, "psql", feed=True, heard=b"COPY ")
+    child.write(b"go\n")
+    with pytest.raises(BackupError, match=said):
+        child.lines_until(b"COPY 2")
+
+
 def test_data_larger_than_a_pipe(processes: Processes) -> None:
     """The child writes while it reads: whoever only wrote first would wait for ever."""
     data = os.urandom(1 << 20) * 8

@@ -23,7 +23,7 @@ from .model import Block, Index
 from .workers import check_running
 
 _HEAD = 160 << 10  # bytes; more than a zstd block, so that something comes out of it
-HELD = 16 << 20  # stored bytes
+HELD = 48 << 20  # stored bytes: what two processors make in the two seconds that pg_dump asks a distant server
 _LOOK = 0.1  # seconds between two looks at whether a run is ending
 _ONCE = ("schema", "pre", "post")
 

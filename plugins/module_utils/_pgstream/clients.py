@@ -80,17 +80,18 @@ class Clients:
         encoding: str,
         name: str = "psql",
         script: Optional[bytes] = None,
-        quiet: bool = True,
         options: str = "",
+        heard: bytes = b"",
     ) -> Process:
-        """psql with ON_ERROR_STOP, reading `script`, or what is fed to it when there is none."""
-        arguments = ["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"] + (["-q"] if quiet else [])
+        """psql with ON_ERROR_STOP, reading `script`, or what is fed to it when there is none. `heard`: how lines begin
+        that are kept of what it says, command tags among them; without it, it says none."""
+        arguments = ["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"] + ([] if heard else ["-q"])
         argv = self.argv("psql", arguments, database)
         env = self.environment(encoding)
         if options:
             env["PGOPTIONS"] = options
         fed = script is None
-        return processes.spawn(with_large_buffer(argv, fed), env, name, data=script, feed=fed)
+        return processes.spawn(with_large_buffer(argv, fed), env, name, data=script, feed=fed, heard=heard)
 
 
 def find_clients(server: Server, minimum: int, what: str = "the server") -> Clients:

@@ -22,7 +22,7 @@ from .session import unhindered
 from .store.base import Store
 from .workers import check_running
 
-LARGEST_RUN = 16 << 20  # stored bytes of one psql run
+LARGEST_RUN = 16 << 20  # stored bytes of one transaction
 SMALLEST_RUN = 1 << 20
 _LARGE_OBJECT = re.compile(rb"(?m)^SELECT pg_catalog\.lo_create\('(\d+)'\);$")
 _TAIL = 4096  # bytes of a dump in which its last words are looked for
@@ -40,8 +40,13 @@ def load_options(major: int, triggers: bool = True) -> str:
     return " ".join("-c %s=%s" % item for item in {**speed, **spelling, **silent, **unhindered(major)}.items())
 
 
+_TAG = b"COPY "
+_DONE = _TAG + b"done %s"
+
+
 class Loader:
-    """Feeds SQL to the target database. One per restore; `load` may run in several threads."""
+    """Feeds SQL to the target database. One per restore; `load` and `statements` may run in several threads, over one
+    session each, which `close` ends."""
 
     def __init__(
         self,
@@ -55,25 +60,59 @@ class Loader:
     ) -> None:
         self._clients = clients
         self._processes = processes
-        self.database = database
+        self._database = database
         self._role = role
         self._major = major
         self._options = load_options(major, triggers)
         self._encoding = encoding
+        self._preamble = preamble(encoding)
         self._lock = threading.Lock()
+        self._idle: List[Process] = []
         self.rows: Dict[int, int] = {}
         self.raw_bytes = 0
 
     def turn_triggers_on(self) -> None:
+        self.close()
         self._options = load_options(self._major)
 
-    def open(self, name: str = "psql") -> Process:
-        process = self._clients.psql(
-            self._processes, self.database, self._encoding, name, quiet=False, options=self._options
-        )
+    def open(self) -> Process:
+        process = self._clients.psql(self._processes, self._database, self._encoding, options=self._options, heard=_TAG)
         if self._role:
             process.write(("SET ROLE %s;\n" % quote(self._role)).encode())
         return process
+
+    def close(self) -> None:
+        """End the sessions, and wait until they are gone."""
+        while self._idle:
+            process = self._idle.pop()
+            process.close_input()
+            process.finish()
+
+    def _session(self) -> Process:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        process = self.open()
+        if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
+            process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
+        process.write(_together(self._preamble))
+        return process
+
+    def _done(self, process: Process) -> List[int]:
+        """Wait until the server did all that the session was told; the rows of its COPYs. psql says what it copies out
+        at once, whatever it says that is not full."""
+        last = _DONE % os.urandom(8).hex().encode()
+        process.write(b"COPY (SELECT '%s') TO STDOUT;\n" % last)
+        counts = copied_rows(process.lines_until(last))
+        with self._lock:
+            self._idle.append(process)
+        return counts
+
+    def statements(self, sql: bytes) -> None:
+        """Statements of ours, one after the other, each a transaction of its own."""
+        process = self._session()
+        process.write(sql)
+        self._done(process)
 
     def script(self, sql: bytes) -> None:
         """A script held in memory, to its end."""
@@ -95,12 +134,9 @@ class Loader:
         nothing of the run stays. `chosen` limits it to the rows of these tables; lines of blocks without rows that
         begin with something `unwanted` are left out. OIDs of the large objects that it made."""
         made: Set[int] = set()
-        process = self.open()
-        if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
-            process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
+        process = self._session()
         process.write(b"BEGIN;\n")
         expected: List[Tuple[int, int]] = []
-        settings = preamble(self._encoding)
         reader = Reader(store, key, run)
         for block in run:
             check_running(self._processes.closed)
@@ -114,15 +150,13 @@ class Loader:
                 if unwanted:
                     text = b"".join(line for line in text.splitlines(True) if not line.startswith(unwanted))
                 sql = iter([text])
-            for piece in sql if block is run[0] else _without(settings, sql):
+            for piece in _without(self._preamble, sql):
                 process.write(piece)
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
             with self._lock:
                 self.raw_bytes += block.raw_length
-        process.write(b"COMMIT;\n")
-        process.close_input()
-        process.finish()
-        self._compare(index, expected, copied_rows(process.said()))
+        process.write(b"COMMIT\\; ")
+        self._compare(index, expected, self._done(process))
         return made
 
     def _compare(self, index: Index, expected: Sequence[Tuple[int, int]], counts: Sequence[int]) -> None:
@@ -137,6 +171,11 @@ class Loader:
         with self._lock:
             for number, rows in expected:
                 self.rows[number] = self.rows.get(number, 0) + rows
+
+
+def _together(settings: bytes) -> bytes:
+    """In one message, which is one round trip."""
+    return settings.rstrip().replace(b";\n", b"\\; ") + b"\n"
 
 
 def _without(beginning: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -167,9 +206,10 @@ class Reader:
         return data[: block.length]
 
 
-def copied_rows(said: bytes) -> List[int]:
-    """The row counts of the COPY statements, from the command tags that psql prints."""
-    return [int(line[5:]) for line in said.splitlines() if line.startswith(b"COPY ") and line[5:].isdigit()]
+def copied_rows(said: Sequence[bytes]) -> List[int]:
+    """The row counts of the COPY statements, from the command tags among what psql says."""
+    tags = (line[len(_TAG) :] for line in said)
+    return [int(tag) for tag in tags if tag.isdigit()]
 
 
 def only(sql: bytes, block: Block, chosen: Set[int]) -> bytes:
@@ -190,7 +230,7 @@ def only(sql: bytes, block: Block, chosen: Set[int]) -> bytes:
 
 
 def run_size(index: Index, jobs: int) -> int:
-    """Stored bytes of one psql run: small enough that every worker has several."""
+    """Stored bytes of one transaction: small enough that every worker has several."""
     return min(LARGEST_RUN, max(SMALLEST_RUN, index.stored_bytes // (jobs * 4)))
 
 
@@ -249,4 +289,4 @@ def load_foreign(
     dump.finish()
     process.close_input()
     process.finish()
-    return copied_rows(process.said())
+    return copied_rows(process.lines())

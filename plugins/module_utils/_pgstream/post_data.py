@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""pg_restore of what comes after the rows: indexes, constraints, triggers, materialized views."""
+"""What comes after the rows: indexes, constraints, triggers, materialized views."""
 
 from __future__ import annotations
 
 import os
-from typing import List, Sequence
+from typing import Dict, List, Sequence
 
 from . import loading, schema
 from .model import RestoreRequest
@@ -26,15 +26,11 @@ def owner_options(request: RestoreRequest) -> List[str]:
     return options + (["--no-privileges"] if request.no_privileges else [])
 
 
-def make(planned: Plan, processes: Processes, database: str, dumped: bytes, entries: Sequence[schema.Entry]) -> None:
-    """These entries of the schema archive, one after the other."""
-    chosen = memory_file(b"".join(entry.line + b"\n" for entry in entries))
-    try:
-        options = ["--exit-on-error", *owner_options(planned.request), "--use-list=/dev/fd/%d" % chosen]
-        process = start(planned, processes, database, dumped, options, [chosen])
-    finally:
-        os.close(chosen)
-    process.output()
+def statements(planned: Plan, processes: Processes, dumped: bytes, entries: Sequence[schema.Entry]) -> bytes:
+    """For these entries of the schema archive, to be made beside others."""
+    settings = ("SET %s = %s;\n" % setting for setting in _settings(planned.request, dumped).items())
+    options = owner_options(planned.request)
+    return "".join(settings).encode() + schema.statements(planned.clients, processes, dumped, entries, options)
 
 
 def start(
@@ -47,17 +43,17 @@ def start(
         options = ["--section=post-data", *arguments] + (["--role=" + role] if role else [])
         argv = clients.argv("pg_restore", options, database) + ["/dev/fd/%d" % file]
         env = clients.environment()
-        env["PGOPTIONS"] = loading.load_options(planned.major)
-        if _fills_the_server(planned.request, dumped):
-            env["PGOPTIONS"] += " -c max_parallel_maintenance_workers=0"
+        settings = "".join(" -c %s=%s" % setting for setting in _settings(planned.request, dumped).items())
+        env["PGOPTIONS"] = loading.load_options(planned.major) + settings
         return processes.spawn(argv, env, "pg_restore", pass_fds=[file, *lists])
     finally:
         os.close(file)
 
 
-def _fills_the_server(request: RestoreRequest, dumped: bytes) -> bool:
-    """Whether the jobs alone keep its processors busy, as is known of this host: then workers that build an index
+def _settings(request: RestoreRequest, dumped: bytes) -> Dict[str, str]:
+    """Where the jobs alone keep the server's processors busy, as is known of this host, workers that build an index
     together are in the way. Measured on two processors, without them the same indexes took a fifth less."""
     host = request.server.host
     here = not host or host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
-    return here and processors() <= request.jobs <= schema.count_indexes(dumped)
+    full = here and processors() <= request.jobs <= schema.count_indexes(dumped)
+    return {"max_parallel_maintenance_workers": "0"} if full else {}

@@ -45,6 +45,7 @@ class Process:
         data: Optional[bytes],
         feed: bool,
         pass_fds: Sequence[int] = (),
+        heard: bytes = b"",
     ) -> None:
         self.name = name
         self.argv = list(argv)
@@ -64,6 +65,10 @@ class Process:
         self.pid = self._popen.pid
         self._stderr = bytearray()
         self._stdout = bytearray()
+        self._heard = heard
+        self._lines: List[bytes] = []
+        self._silent = False  # its output is at its end
+        self._changed = threading.Condition()
         self._out = given(self._popen.stdout).fileno()
         _widen(self._out)
         self._helpers: List[threading.Thread] = []
@@ -81,8 +86,11 @@ class Process:
             self._start(self._end_group)
         if feed:
             _widen(given(self._popen.stdin).fileno())
-            # Whoever feeds a child does not read it: what it says is kept until its end.
-            self._helpers.append(self._start(self._collect, given(self._popen.stdout), self._stdout))
+            # Whoever feeds a child does not read it: what it says is kept until it is asked for.
+            out = given(self._popen.stdout)
+            self._helpers.append(
+                self._start(self._hear, out) if self._heard else self._start(self._collect, out, self._stdout)
+            )
         elif data is not None:
             self._helpers.append(self._start(self._feed, data))
 
@@ -140,6 +148,22 @@ class Process:
         status = self._popen.wait()
         self._join()
         return self._failure(status) if status else None
+
+    def lines_until(self, last: bytes) -> List[bytes]:
+        """Wait until the child says the line `last`; what was heard before it. Raises as `finish` if its output ends
+        without."""
+        with self._changed:
+            self._changed.wait_for(lambda: last in self._lines or self._silent)
+            if last in self._lines:
+                place = self._lines.index(last)
+                said, self._lines = self._lines[:place], self._lines[place + 1 :]
+                return said
+        self.finish()
+        raise BackupError("%s ended before it was told to" % self.name)
+
+    def lines(self) -> List[bytes]:
+        """What was heard of a child that ended, and not asked for before."""
+        return self._lines
 
     def said(self) -> bytes:
         """The standard output of a child that was fed, after its end."""
@@ -215,6 +239,18 @@ class Process:
                 return
             kept += chunk[: KEPT - len(kept)]
 
+    def _hear(self, pipe: IO[bytes]) -> None:
+        """Keep the lines that begin as they should, however much else there is."""
+        part = b""
+        while not self._silent:
+            chunk = os.read(pipe.fileno(), 65536)
+            lines = (part + chunk).split(b"\n")
+            part = lines.pop()
+            with self._changed:
+                self._lines += [line for line in lines if line.startswith(self._heard)]
+                self._silent = not chunk
+                self._changed.notify_all()
+
     def _feed(self, data: bytes) -> None:
         stdin = given(self._popen.stdin)
         try:
@@ -244,13 +280,15 @@ class Processes:
         data: Optional[bytes] = None,
         feed: bool = False,
         pass_fds: Sequence[int] = (),
+        heard: bytes = b"",
     ) -> Process:
-        """Start a child. `data` is its whole input; `feed` leaves its input open for `Process.write`."""
+        """Start a child. `data` is its whole input; `feed` leaves its input open for `Process.write`; `heard` is
+        how those lines of it begin that are kept for `Process.lines`."""
         with whole(), self._lock:
             if self._closed:
                 raise Cancelled("%s was not started: the run is ending" % name)
             try:
-                process = Process(argv, env, name, data, feed, pass_fds)
+                process = Process(argv, env, name, data, feed, pass_fds, heard)
             except OSError as error:
                 raise BackupError("%s could not be started: %s" % (argv[0], error.strerror)) from error
             self._alive = [each for each in self._alive if each.running()]

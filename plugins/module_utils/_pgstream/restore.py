@@ -274,27 +274,26 @@ class _Run:
             return loader, self._count(loader, index, choice)
 
     def _early(self, index: Index, choice: Selection) -> Tuple[List[schema.Entry], List[Early]]:
-        """The table of contents, and what of it may be made while rows are loaded: nothing of a part, nor where
-        pg_restore cannot be used, nor for one worker, who cannot do it beside anything."""
-        planned = self.planned
+        """The table of contents, and what of it may be made while rows are loaded: nothing of a part, nor for one
+        worker, who cannot do it beside anything."""
         large = large_tables(index, len(choice.archive))
-        if choice.entries is not None or post_data.as_script(planned) or self.request.jobs < 2 or not large:
+        if choice.entries is not None or self.request.jobs < 2 or not large:
             return [], []
-        toc = schema.entries(planned.clients, self.processes, choice.archive)
+        toc = schema.entries(self.planned.clients, self.processes, choice.archive)
         return toc, early_entries(toc, index, large)
 
     def _table_data(self, loader: Loader, index: Index, choice: Selection, early: Sequence[Early] = ()) -> Set[int]:
         """Rows, and what is made early; the dump ids of what was."""
         total = sum(block.length for block in choice.data)
         runs = archive.runs(choice.data, loading.run_size(index, self.request.jobs))
-        order = Order(runs, early, index)
+        order, planned = Order(runs, early, index), self.planned
 
         def work(task: Task) -> None:
             if isinstance(task, Early):
                 with stage("indexes and constraints"):
-                    post_data.make(self.planned, self.processes, loader.database, choice.archive, task.entries)
+                    loader.statements(post_data.statements(planned, self.processes, choice.archive, task.entries))
             else:
-                loader.load(self.planned.store, self.planned.item.key, index, task, choice.tables)
+                loader.load(planned.store, planned.item.key, index, task, choice.tables)
                 self.done += sum(block.length for block in task)
                 self.log.progress(self.done, total, "table data")
             order.done(task)
@@ -317,6 +316,7 @@ class _Run:
                 self.large_objects |= loader.load(store, key, index, run, unwanted=unwanted)
         elif choice.rest:
             loader.script(b"".join(sequence_values(store, key, index, choice)))
+        loader.close()
 
     def _schema_options(self, entries: Optional[Sequence[schema.Entry]]) -> List[str]:
         options = post_data.owner_options(self.request)

@@ -25,6 +25,8 @@ _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
 _NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
+#: What comes after the settings, and after the \\restrict of newer ones.
+_STATEMENTS = re.compile(rb"(?s)\n((?:SET default_|--\n-- Name: ).*)\n--\n-- PostgreSQL database dump complete\n")
 _SCHEMA = re.compile(rb"(?m)^-- Name: .*; Type: SCHEMA; ")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
@@ -171,12 +173,25 @@ def sequences(
     return {(_unquoted(match.group(1)), _unquoted(match.group(2))) for match in _SEQUENCE.finditer(script)}
 
 
-def _script_of(clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry]) -> bytes:
+def _script_of(
+    clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry], options: Sequence[str] = ()
+) -> bytes:
     file = memory_file(b"".join(entry.line + b"\n" for entry in entries))
     try:
-        return pg_restore_text(clients, processes, archive, ["-f", "-", "--use-list=/dev/fd/%d" % file], [file])
+        arguments = ["-f", "-", "--use-list=/dev/fd/%d" % file, *options]
+        return pg_restore_text(clients, processes, archive, arguments, [file])
     finally:
         os.close(file)
+
+
+def statements(
+    clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry], options: Sequence[str]
+) -> bytes:
+    """What pg_restore would tell the server for these entries, for a session with a preamble of ours."""
+    found = _STATEMENTS.search(_script_of(clients, processes, archive, entries, options))
+    if not found:
+        raise BackupError("pg_restore wrote a script that does not look like one of it")
+    return found.group(1)
 
 
 def names(clients: Clients, processes: Processes, archive: bytes, entries: Optional[Sequence[Entry]]) -> Set[bytes]:
