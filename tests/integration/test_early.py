@@ -136,6 +136,29 @@ def test_into_an_empty_database(
     assert compare.differences(postgres, database, postgres, copy) == [] and any(watched.did)
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+def test_other_encodings(
+    postgres: Any, databases: Callable[[], str], storage: Storage, watched: Watched, encoding: str
+) -> None:
+    """Definitions are kept in UTF-8 and rows as they are, and both go through the same sessions."""
+    source, copy = databases(), databases()
+    for name in (source, copy):
+        postgres.dropdb(name)
+        locale = "ENCODING %s LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0" % encoding
+        postgres.psql("CREATE DATABASE %s %s" % (name, locale))
+    letters = "\u65e5\u672c" if encoding == "EUC_JP" else "gr\u00f6\u00dfe"
+    postgres.psql(
+        """SET client_encoding = %s; CREATE TABLE "%s" (id int PRIMARY KEY, name text);
+        CREATE INDEX "i %s" ON "%s" (name); COMMENT ON INDEX "i %s" IS '%s';
+        INSERT INTO "%s" SELECT g, '%s ' || g FROM generate_series(1, 9000) g"""
+        % ("'SQL_ASCII'" if encoding == "SQL_ASCII" else "'UTF8'", *[letters] * 7),
+        source,
+    )
+    key = back_up(server_of(postgres), source, storage, jobs=2).key
+    restore(server_of(postgres), storage, key, database=copy, jobs=2)
+    assert compare.differences(postgres, source, postgres, copy) == [] and any(watched.did)
+
+
 @pytest.mark.parametrize("options", [{"jobs": 1}, {"tables": ("customer",)}, {"content": "schema"}])
 def test_one_worker_and_parts_make_nothing_early(
     postgres: Any, databases: Callable[[], str], storage: Storage, key: str, watched: Watched, options: Any

@@ -11,7 +11,7 @@ import re
 import threading
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from . import archive, framing
+from . import archive, framing, schema
 from .clients import Clients
 from .copying import END_AFTER_ROWS, preamble
 from .errors import BackupError, IntegrityError, UsageError
@@ -95,7 +95,6 @@ class Loader:
         process = self.open()
         if self._clients.restricts:  # a block is SQL and rows: one that is more was not written by us
             process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
-        process.write(_together(self._preamble))
         return process
 
     def _done(self, process: Process) -> List[int]:
@@ -109,7 +108,7 @@ class Loader:
         return counts
 
     def statements(self, sql: bytes) -> None:
-        """Statements of ours, one after the other, each a transaction of its own."""
+        """Settings and statements, one after the other, each a transaction of its own."""
         process = self._session()
         process.write(sql)
         self._done(process)
@@ -135,7 +134,7 @@ class Loader:
         begin with something `unwanted` are left out. OIDs of the large objects that it made."""
         made: Set[int] = set()
         process = self._session()
-        process.write(b"BEGIN;\n")
+        process.write(schema.in_one_message(b"BEGIN;\n" + self._preamble))
         expected: List[Tuple[int, int]] = []
         reader = Reader(store, key, run)
         for block in run:
@@ -173,13 +172,8 @@ class Loader:
                 self.rows[number] = self.rows.get(number, 0) + rows
 
 
-def _together(settings: bytes) -> bytes:
-    """In one message, which is one round trip."""
-    return settings.rstrip().replace(b";\n", b"\\; ") + b"\n"
-
-
 def _without(beginning: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Settings that the session has already are not made again: each would be a round trip."""
+    """Settings that were made already are not made again: each would be a round trip."""
     first = next(pieces, b"")
     yield first[len(beginning) :] if first.startswith(beginning) else first
     yield from pieces

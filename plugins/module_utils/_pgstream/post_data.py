@@ -30,7 +30,9 @@ def statements(planned: Plan, processes: Processes, dumped: bytes, entries: Sequ
     """For these entries of the schema archive, to be made beside others."""
     settings = ("SET %s = %s;\n" % setting for setting in _settings(planned.request, dumped).items())
     options = owner_options(planned.request)
-    return "".join(settings).encode() + schema.statements(planned.clients, processes, dumped, entries, options)
+    return "".join(settings).encode() + schema.statements(
+        planned.clients, processes, dumped, entries, options, planned.major
+    )
 
 
 def start(

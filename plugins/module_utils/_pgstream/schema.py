@@ -25,8 +25,11 @@ _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
 _NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
-#: What comes after the settings, and after the \\restrict of newer ones.
-_STATEMENTS = re.compile(rb"(?s)\n((?:SET default_|--\n-- Name: ).*)\n--\n-- PostgreSQL database dump complete\n")
+#: The settings, which come after a \\restrict of newer ones, then the statements.
+_STATEMENTS = re.compile(
+    rb"(?s)\A(.*?\n)((?:SET default_|--\n-- Name: ).*)\n--\n-- PostgreSQL database dump complete\n"
+)
+_SETTING = re.compile(rb"(?m)^(?:SET|SELECT) [^\n]*;$")
 _SCHEMA = re.compile(rb"(?m)^-- Name: .*; Type: SCHEMA; ")
 _LINE_LENGTH = 76
 _FIRST_LINE = b"-- pgstream schema archive: pg_dump custom format in base64\n"
@@ -185,13 +188,15 @@ def _script_of(
 
 
 def statements(
-    clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry], options: Sequence[str]
+    clients: Clients, processes: Processes, archive: bytes, entries: Sequence[Entry], options: Sequence[str], major: int
 ) -> bytes:
-    """What pg_restore would tell the server for these entries, for a session with a preamble of ours."""
-    found = _STATEMENTS.search(_script_of(clients, processes, archive, entries, options))
+    """What pg_restore would tell a server of this major version for these entries, the settings in one message."""
+    script = _script_of(clients, processes, archive, entries, options)
+    found = _STATEMENTS.search(for_server(script, major))
     if not found:
         raise BackupError("pg_restore wrote a script that does not look like one of it")
-    return found.group(1)
+    settings, rest = found.groups()
+    return in_one_message(b"\n".join(_SETTING.findall(settings)) + b"\n") + rest + b"\n"
 
 
 def names(clients: Clients, processes: Processes, archive: bytes, entries: Optional[Sequence[Entry]]) -> Set[bytes]:
@@ -401,6 +406,11 @@ def from_comments(sql: bytes) -> bytes:
         return base64.b64decode(sql[len(_FIRST_LINE) + 3 : -1].replace(b"\n-- ", b""), validate=True)
     except ValueError as error:
         raise IntegrityError("the backup's schema archive is damaged: %s" % error) from error
+
+
+def in_one_message(statements: bytes) -> bytes:
+    """For psql: lines that are a statement each, in one round trip."""
+    return statements.rstrip().replace(b";\n", b"\\; ") + b"\n"
 
 
 def for_server(script: bytes, major: int) -> bytes:
