@@ -72,7 +72,6 @@ class Loader:
         self.raw_bytes = 0
 
     def turn_triggers_on(self) -> None:
-        self.close()
         self._options = load_options(self._major)
 
     def open(self) -> Process:

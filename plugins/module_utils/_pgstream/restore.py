@@ -303,6 +303,7 @@ class _Run:
             self.processes.kill_all()
 
         run_parallel(order, work, self.request.jobs, stop)
+        loader.close()
         return order.made
 
     def _rest(self, loader: Loader, index: Index, choice: Selection, limit: int) -> None:
