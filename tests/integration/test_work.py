@@ -98,5 +98,6 @@ def test_what_a_backup_and_a_restore_cost(run: Callable[..., Work], databases: C
     assert got.read < got.raw * 1.02 + 16 and got.written < got.raw * 1.02 + 1
     assert got.reads < 1500 + 36 * got.raw and got.writes < 200 + 28 * got.raw
     assert got.pages < 22000 + 100 * got.raw
-    assert got.started["pg_dump"] == 1 and got.started["pg_restore"] == 2 and got.started["psql"] <= 15
+    # Definitions before and after, what there is, and the index; a psql for definitions, each worker, and the rest.
+    assert got.started["pg_dump"] == 1 and 3 <= got.started["pg_restore"] <= 4 and got.started["psql"] <= 4
     assert got.requests["HeadObject"] == 1 and got.requests["GetObject"] <= 16 and len(got.requests) == 2
