@@ -79,7 +79,8 @@ class Watched:
 
         def watched_statements(planned: Any, processes: Any, dumped: bytes, entries: Any) -> bytes:
             sql = statements(planned, processes, dumped, entries)
-            told[sql] = [entry.text.rpartition(b" ")[0] for entry in entries]  # without the owner
+            if sql:
+                told[sql] = [entry.text.rpartition(b" ")[0] for entry in entries]  # without the owner
             return sql
 
         def watched_tell(loader: Any, sql: bytes) -> None:
@@ -134,6 +135,22 @@ def test_into_an_empty_database(
     copy = databases()
     restore(server_of(postgres), storage, key, database=copy, jobs=2)
     assert compare.differences(postgres, database, postgres, copy) == [] and any(watched.did)
+
+
+def test_what_psql_could_take_for_a_variable_is_left_to_the_end(
+    postgres: Any, database: str, databases: Callable[[], str], storage: Storage, watched: Watched
+) -> None:
+    postgres.psql(
+        """CREATE TABLE t (a int[], "PORT" int, PRIMARY KEY ("PORT")); CREATE INDEX x ON t ((a[1 : "PORT"]));
+        CREATE INDEX y ON t (a); INSERT INTO t SELECT array[g, g], g FROM generate_series(1, 9000) g""",
+        database,
+    )
+    copy = databases()
+    made = back_up(server_of(postgres), database, storage, jobs=2)
+    restore(server_of(postgres), storage, made.key, database=copy, jobs=2)
+    assert compare.differences(postgres, database, postgres, copy) == []
+    made_early = {entry for entry in watched.did if entry}
+    assert made_early and made_early <= {b"CONSTRAINT public t t_pkey", b"INDEX public y"}
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])

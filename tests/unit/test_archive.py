@@ -531,7 +531,7 @@ def test_the_index_holds_only_ascii_comments() -> None:
 def test_blocks_wait_for_the_head() -> None:
     """Some are kept until it is written, in their order; whoever makes more waits, until then or until the run ends."""
     written: List[bytes] = []
-    writer = archive.ArchiveWriter(lambda pieces: written.extend(pieces), "none")
+    writer = archive.ArchiveWriter(written.extend, "none")
     closed = threading.Event()
     behind = archive.BehindHead(writer, closed.is_set)
 

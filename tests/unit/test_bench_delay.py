@@ -144,9 +144,9 @@ def test_many_connections(listener: socket.socket, port: int) -> None:
             end.sendall(received(end))
             end.shutdown(socket.SHUT_WR)
 
-    clients = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(60)]
+    clients = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _client in range(60)]
     said = [random.Random(number).randbytes(number * 1000) for number in range(len(clients))]
-    for _ in clients:
+    for _client in clients:
         threading.Thread(target=echo, args=(listener.accept()[0],), daemon=True).start()
     for number, (client, data) in enumerate(zip(clients, said)):
         send(client, data, number)

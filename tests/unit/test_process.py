@@ -20,6 +20,8 @@ from _pgstream.errors import BackupError, Cancelled, Interrupted, ServerError
 from _pgstream.interrupts import Signals
 from _pgstream.process import Processes, first_line_of_cause, memory_file
 
+from tests.support.runs import wait_until
+
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
 PATIENCE = 60  # seconds until a wait is given up; never a measure of speed
 
@@ -141,7 +143,8 @@ def test_feeding(processes: Processes) -> None:
 def test_lines_that_are_heard(processes: Processes) -> None:
     """However much else there is."""
     child = processes.spawn(["cat"], ENV, "cat", feed=True, heard=b"COPY ")
-    child.write(b"COPY 1\nno COPY 2\n" + b"x\n" * process.KEPT + b"COPY 3\nCOPY a")
+    child.write(b"COPY 1\nno COPY 2\n" + b"x\n" * process.KEPT + b"COPY %s\n" % (b"x" * process.KEPT))
+    child.write(b"COPY 3\nCOPY a")
     child.write(b" word\nCOPY 4\n")
     assert child.lines_until(b"COPY a word") == [b"COPY 1", b"COPY 3"]
     child.write(b"COPY 5\nCOPY a word\nCOPY 6\nCOPY 7")
@@ -162,6 +165,25 @@ def test_a_child_that_ends_while_it_is_heard(processes: Processes, script: str, 
     child = processes.spawn(sh(script), ENV, "psql", feed=True, heard=b"COPY ")
     child.write(b"go\n")
     with pytest.raises(BackupError, match=said):
+        child.lines_until(b"COPY 2")
+
+
+def test_a_child_that_says_too_many_lines(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MOST_LINES", 1000)
+    child = processes.spawn(["cat"], ENV, "psql", feed=True, heard=b"COPY ")
+    child.write(b"COPY 1\n" * 1001)
+    with pytest.raises(BackupError, match="psql was killed by signal 9"):
+        child.lines_until(b"COPY 2")
+
+
+def test_what_was_complained_about_before_is_no_cause(processes: Processes) -> None:
+    script = "echo 'WARNING: it could not be' >&2; echo COPY 1; read line; echo 'error: that' >&2; exit 1"
+    child = processes.spawn(sh(script), ENV, "psql", feed=True, heard=b"COPY ")
+    child.lines_until(b"COPY 1")
+    wait_until(child.stderr_text, "the warning")
+    child.forget()
+    child.write(b"go\n")
+    with pytest.raises(BackupError, match="^psql: error: that$"):
         child.lines_until(b"COPY 2")
 
 
@@ -361,6 +383,7 @@ def test_a_large_buffer_leaves_the_command_the_same(
     ("just words\nmore", "just words"),
     ("psql: warning: a\npsql: error: b\npsql: error: c", "psql: error: b"),
     ("NOTICE: a\nERROR:  b\nLINE 1: x\nDETAIL:  d\nHINT:  h", "ERROR:  b DETAIL:  d HINT:  h"),
+    ("psql:<stdin>:5: WARNING:  it could not be\npsql:<stdin>:7: ERROR:  b", "psql:<stdin>:7: ERROR:  b"),
     ("ERROR:  b\nCONTEXT: x\n\n\n", "ERROR:  b"),
     ("pg_dump: detail: x\nFATAL:  terminating", "FATAL:  terminating"),
 ])  # fmt: skip

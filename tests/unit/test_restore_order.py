@@ -258,7 +258,7 @@ def in_turn(order: Order) -> List[Any]:
     """By one worker: the tables of runs, the dump ids of entries."""
     did: List[Any] = []
     for task in order:
-        did.append(task.entries[0].dump_id if isinstance(task, Early) else tuple(n for n, _ in task[0].tables))
+        did.append(task.entries[0].dump_id if isinstance(task, Early) else tuple(n for n, _rows in task[0].tables))
         order.done(task)
     return did
 
@@ -282,7 +282,7 @@ def test_one_lock_at_a_time() -> None:
     made = [early(10, "CONSTRAINT", 0), early(11, "INDEX", 0), early(12, "INDEX", 0), early(13, "INDEX", 1),
             early(14, "FK CONSTRAINT", 1, 2), early(15, "FK CONSTRAINT", 2)]  # fmt: skip
     order = Order([run_of(2)], made, index)
-    rows = [task for task in (next(order), next(order), next(order))]
+    rows = [next(order), next(order), next(order)]
     assert rows[0] is made[0] and rows[1] is made[3] and isinstance(rows[2], list)
     order.done(made[0])
     assert next(order) is made[1] and next(order) is made[2]
@@ -308,7 +308,7 @@ class Checked(Order):
         self.running: List[Task] = []
         self.loaded: List[int] = []  # by id
         self.begun: List[int] = []
-        self.left = [set(n for block in run for n, _ in block.tables) for run in runs]
+        self.left = [set(n for block in run for n, _rows in block.tables) for run in runs]
 
     def work(self, task: Task) -> None:
         with self.lock:
@@ -327,7 +327,7 @@ class Checked(Order):
             self.running.remove(task)
             if not isinstance(task, Early):
                 self.loaded.append(id(task))
-                self.left.remove(set(n for block in task for n, _ in block.tables))
+                self.left.remove(set(n for block in task for n, _rows in block.tables))
         self.done(task)
 
 
@@ -337,7 +337,7 @@ def test_random_databases(seed: int) -> None:
     draw = random.Random(seed)
     tables = draw.randint(1, 8)
     index = index_of([(n, draw.randint(0, 99)) for n in range(tables)])
-    runs = [run_of(*draw.sample(range(tables), draw.randint(1, min(3, tables)))) for _ in range(draw.randint(0, 40))]
+    runs = [run_of(*draw.sample(range(tables), draw.randint(1, min(3, tables)))) for _run in range(draw.randint(0, 40))]
     made = [early(n, draw.choice(["INDEX", "CONSTRAINT"]), draw.randrange(tables)) for n in range(draw.randint(0, 20))]
     for number in range(100, 100 + draw.randint(0, 8) if made else 100):
         key = draw.choice(made[:20])

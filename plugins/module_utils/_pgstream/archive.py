@@ -166,9 +166,9 @@ class BehindHead:
 
     def head_is_written(self) -> None:
         with self._changed:
-            for pending in self._held:
-                self._archive.append(pending)
-            self._head, self._held = True, []
+            while self._held:
+                self._archive.append(self._held.pop(0))
+            self._head = True
             self._changed.notify_all()
 
 

@@ -53,6 +53,7 @@ def _back_up(request: BackupRequest, log: Log) -> BackupResult:
             return _Run(request, log, start, source, target, ahead=request.jobs > 1).run()
         except _LeftOut as error:
             log.info("again", detail=error.message)
+            source.leader.commit()  # closing it alone does not wait for its locks to be gone
     source, target = open_both(request, start, log, None)
     with source:
         return _Run(request, log, start, source, target, ahead=False).run()

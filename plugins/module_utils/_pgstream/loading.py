@@ -96,21 +96,17 @@ class Loader:
             process.write(b"\\restrict %s\n" % os.urandom(16).hex().encode())
         return process
 
-    def _done(self, process: Process) -> List[int]:
-        """Wait until the server did all that the session was told; the rows of its COPYs. psql says what it copies out
-        at once, whatever it says that is not full."""
-        last = _DONE % os.urandom(8).hex().encode()
-        process.write(b"COPY (SELECT '%s') TO STDOUT;\n" % last)
-        counts = copied_rows(process.lines_until(last))
+    def _give_back(self, process: Process) -> None:
+        process.forget()
         with self._lock:
             self._idle.append(process)
-        return counts
 
     def statements(self, sql: bytes) -> None:
         """Settings and statements, one after the other, each a transaction of its own."""
         process = self._session()
         process.write(sql)
-        self._done(process)
+        _wait(process)
+        self._give_back(process)
 
     def script(self, sql: bytes) -> None:
         """A script held in memory, to its end."""
@@ -127,10 +123,12 @@ class Loader:
         run: Sequence[Block],
         chosen: Optional[Set[int]] = None,
         unwanted: Tuple[bytes, ...] = (),
-    ) -> Set[int]:
+        large_objects: Optional[Set[int]] = None,
+    ) -> None:
         """One run of adjacent blocks, in one transaction: should this process die, psql sees the end of its input and
         nothing of the run stays. `chosen` limits it to the rows of these tables; lines of blocks without rows that
-        begin with something `unwanted` are left out. OIDs of the large objects that it made."""
+        begin with something `unwanted` are left out. `large_objects` gets the OIDs of those that it makes, before they
+        are there for others."""
         made: Set[int] = set()
         process = self._session()
         process.write(schema.in_one_message(b"BEGIN;\n" + self._preamble))
@@ -139,7 +137,7 @@ class Loader:
         for block in run:
             check_running(self._processes.closed)
             stored = reader.next_block(block)
-            sql = archive.block_sql(index.compression, block, stored)
+            sql = _to_its_end(block, archive.block_sql(index.compression, block, stored))
             if chosen is not None and any(number not in chosen for number, _rows in block.tables):
                 sql = iter([only(b"".join(sql), block, chosen)])
             elif not block.tables:
@@ -153,9 +151,15 @@ class Loader:
             expected += [entry for entry in block.tables if chosen is None or entry[0] in chosen]
             with self._lock:
                 self.raw_bytes += block.raw_length
+        self._compare(index, expected, _wait(process))
+        if large_objects is not None:
+            large_objects |= made
         process.write(b"COMMIT\\; ")
-        self._compare(index, expected, self._done(process))
-        return made
+        _wait(process)
+        with self._lock:
+            for number, rows in expected:
+                self.rows[number] = self.rows.get(number, 0) + rows
+        self._give_back(process)
 
     def _compare(self, index: Index, expected: Sequence[Tuple[int, int]], counts: Sequence[int]) -> None:
         if len(expected) != len(counts):
@@ -166,9 +170,24 @@ class Loader:
                 raise IntegrityError(
                     "the server took %d rows of %s.%s, the index says %d" % (count, table.schema, table.name, rows)
                 )
-        with self._lock:
-            for number, rows in expected:
-                self.rows[number] = self.rows.get(number, 0) + rows
+
+
+def _wait(process: Process) -> List[int]:
+    """Until the server did all that the session was told; the rows of its COPYs. psql says at once what it copies out,
+    whatever else it says only when there is much of it."""
+    last = _DONE % os.urandom(8).hex().encode()
+    process.write(b"COPY (SELECT '%s') TO STDOUT;\n" % last)
+    return copied_rows(process.lines_until(last))
+
+
+def _to_its_end(block: Block, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """A session that was left in the middle of a statement would take what comes next for the rest of that."""
+    end = b""
+    for piece in pieces:
+        end = (end + piece[-4:])[-4:]
+        yield piece
+    if not end.endswith((END_AFTER_ROWS[1:] + b"\n", b";\n")):
+        raise IntegrityError("the block at byte %d ends in the middle of a statement" % block.offset)
 
 
 def _without(beginning: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Dict, List, Sequence
 
 from . import loading, schema
@@ -14,6 +15,8 @@ from .model import RestoreRequest
 from .process import Process, Processes, memory_file
 from .restore_plan import Plan
 from .workers import processors
+
+_VARIABLE = re.compile(rb"(?<!:):[\w\"'{]")
 
 
 def as_script(planned: Plan) -> bool:
@@ -27,12 +30,12 @@ def owner_options(request: RestoreRequest) -> List[str]:
 
 
 def statements(planned: Plan, processes: Processes, dumped: bytes, entries: Sequence[schema.Entry]) -> bytes:
-    """For these entries of the schema archive, to be made beside others."""
-    settings = ("SET %s = %s;\n" % setting for setting in _settings(planned.request, dumped).items())
+    """For these entries of the schema archive, to be made beside others. Nothing where psql may take a part of it for
+    a variable of its own, as the slice of an array can look like one."""
     options = owner_options(planned.request)
-    return "".join(settings).encode() + schema.statements(
-        planned.clients, processes, dumped, entries, options, planned.major
-    )
+    sql = schema.statements(planned.clients, processes, dumped, entries, options, planned.major)
+    settings = "".join("SET %s = %s;\n" % setting for setting in _settings(planned.request, dumped).items())
+    return b"" if _VARIABLE.search(sql) else settings.encode() + sql
 
 
 def start(

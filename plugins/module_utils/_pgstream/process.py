@@ -25,6 +25,8 @@ from .interrupts import whole
 PIPE_SIZE = 1 << 20  # bytes; Linux's default limit for an unprivileged user (pipe-max-size)
 READ_SIZE = 1 << 20  # bytes
 KEPT = 1 << 20  # bytes of what a child says on stderr, or on stdout while it is fed
+HEARD = 64  # bytes of a line that is listened for
+MOST_LINES = 1 << 20  # of these at a time; a child that says more is ended
 F_SETPIPE_SZ = 1031  # fcntl(2), Linux; named in Python's fcntl only since 3.10
 
 _UNREACHABLE = re.compile(
@@ -32,6 +34,7 @@ _UNREACHABLE = re.compile(
     r"|server closed the connection unexpectedly|terminating connection|connection to server was lost"
 )
 _LINE_OF_CAUSE = re.compile(r"\b(FATAL|ERROR|error|PANIC|fatal|could not|invalid|unrecognized|closed the connection)\b")
+_HARMLESS = re.compile(r"(psql:\S+ )?(WARNING|NOTICE):")
 
 
 class Process:
@@ -161,6 +164,10 @@ class Process:
         self.finish()
         raise BackupError("%s ended before it was told to" % self.name)
 
+    def forget(self) -> None:
+        """What it complained about so far is no cause of what may come."""
+        del self._stderr[:]
+
     def lines(self) -> List[bytes]:
         """What was heard of a child that ended, and not asked for before."""
         return self._lines
@@ -245,11 +252,13 @@ class Process:
         while not self._silent:
             chunk = os.read(pipe.fileno(), 65536)
             lines = (part + chunk).split(b"\n")
-            part = lines.pop()
+            part = lines.pop()[: HEARD + 1]
             with self._changed:
-                self._lines += [line for line in lines if line.startswith(self._heard)]
+                self._lines += [line for line in lines if line.startswith(self._heard) and len(line) <= HEARD]
                 self._silent = not chunk
                 self._changed.notify_all()
+            if len(self._lines) > MOST_LINES:
+                self.kill()
 
     def _feed(self, data: bytes) -> None:
         stdin = given(self._popen.stdin)
@@ -322,7 +331,7 @@ def first_line_of_cause(text: str) -> str:
     """The line of a client program's stderr that says what went wrong first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines):
-        if _LINE_OF_CAUSE.search(line):
+        if _LINE_OF_CAUSE.search(line) and not _HARMLESS.match(line):
             detail = [each for each in lines[number + 1 : number + 4] if each.startswith(("DETAIL:", "HINT:"))]
             return " ".join([line] + detail)
     return lines[0] if lines else ""

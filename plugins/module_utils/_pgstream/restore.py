@@ -291,12 +291,15 @@ class _Run:
         def work(task: Task) -> None:
             if isinstance(task, Early):
                 with stage("indexes and constraints"):
-                    loader.statements(post_data.statements(planned, self.processes, choice.archive, task.entries))
+                    sql = post_data.statements(planned, self.processes, choice.archive, task.entries)
+                    if sql:
+                        loader.statements(sql)
+                    order.done(task, bool(sql))
             else:
                 loader.load(planned.store, planned.item.key, index, task, choice.tables)
                 self.done += sum(block.length for block in task)
                 self.log.progress(self.done, total, "table data")
-            order.done(task)
+                order.done(task)
 
         def stop() -> None:
             order.close()
@@ -314,7 +317,7 @@ class _Run:
             if self.request.no_privileges:
                 unwanted += (b"GRANT ", b"REVOKE ")
             for run in archive.runs(choice.rest, limit):
-                self.large_objects |= loader.load(store, key, index, run, unwanted=unwanted)
+                loader.load(store, key, index, run, unwanted=unwanted, large_objects=self.large_objects)
         elif choice.rest:
             loader.script(b"".join(sequence_values(store, key, index, choice)))
         loader.close()

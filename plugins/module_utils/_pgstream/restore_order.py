@@ -142,11 +142,13 @@ class Order(Iterator[Task]):
                     self._changed.wait()
             raise StopIteration
 
-    def done(self, task: Task) -> None:
+    def done(self, task: Task, made: bool = True) -> None:
+        """`made`: False if it must be left to the end after all."""
         with self._changed:
             if isinstance(task, Early):
                 self._making.remove(task)
-                self.made.update(entry.dump_id for entry in task.entries)
+                if made:
+                    self.made.update(entry.dump_id for entry in task.entries)
             else:
                 self._loading -= 1
                 for number in _tables(task):
