@@ -16,12 +16,12 @@ YEARLY = "0 0 1 1 *"
 
 
 def hold_up(stack: Stack) -> None:
-    """Lock a table, so that a backup waits in the middle: its upload is begun, its lock held, nothing committed."""
-    stack.psql("CREATE TABLE held (id int)")
+    """Lock what pg_dump reads, so that a backup waits in the middle: its upload is begun, its lock held, nothing
+    committed."""
     stack.sh("docker compose exec -T -d postgres psql -U postgres -c "
-             "\"BEGIN; LOCK TABLE held IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3600)\"")
-    wait_for("the table's lock", lambda: stack.psql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' "
-                                                    "AND relation = 'held'::regclass AND granted"))
+             "\"BEGIN; LOCK TABLE pg_catalog.pg_description IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3600)\"")
+    wait_for("the lock", lambda: stack.psql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' "
+                                            "AND relation = 'pg_catalog.pg_description'::regclass AND granted"))
 
 
 def test_a_backup_appears_by_itself(stack: Stack) -> None:

@@ -318,8 +318,8 @@ def test_stopped_while_a_timeout_is_cleaned_up_no_other_begins(
 ) -> None:
     env = environment(site, PGSTREAM_FAULT="cleanup", BACKUP_TIMEOUT="3s")
     env["PYTHONPATH"] = "%s:%s" % (INJECTED, env["PYTHONPATH"])
-    with connect(site, "50%") as holder:
-        holder.cursor().execute("BEGIN; LOCK TABLE public.t IN ACCESS EXCLUSIVE MODE")
+    with connect(site, "50%") as holder:  # pg_dump reads it, when there is an upload to be aborted
+        holder.cursor().execute("BEGIN; LOCK TABLE pg_catalog.pg_description IN ACCESS EXCLUSIVE MODE")
         done = start(env, "backup", "--databases", "50%,Shop").finish()
     assert done.code == 1 and "Interrupted by SIGTERM" in done.message and files(store) == []
     runs = {run.database: run.message for run in Ledger(str(store.parent / "state")).view().runs}
