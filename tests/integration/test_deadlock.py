@@ -77,7 +77,7 @@ def test_what_fell_to_a_deadlock_is_made_again(patient: PostgresServer, tmp_path
     key = back_up(server_of(patient), "source", storage).key
     patient.createdb("copy")
     restore(server_of(patient), storage, key, log, database="copy", jobs=2)
-    assert [fields["again"] for _level, event, fields in log.lines if event == "deadlock"] == [1]
+    assert [fields["statements"] for _level, event, fields in log.lines if event == "made_again"] == [1]
     assert compare.differences(patient, "source", patient, "copy") == []
 
 

@@ -306,3 +306,35 @@ def test_indexes_are_counted() -> None:
         b"ALTER INDEX s.parent ATTACH PARTITION s.child;\n"
     )
     assert schema.count_indexes(dumped) == 5
+
+
+FAILURES = """pg_restore: error: could not execute query: ERROR:  %s
+DETAIL:  Process 1 waits.
+Command was: ALTER INDEX a ATTACH PARTITION b;
+
+
+pg_restore: error: could not execute query: ERROR:  there is a second one
+Command was: ALTER TABLE ONLY c
+    ADD CONSTRAINT d FOREIGN KEY (e) REFERENCES f(e);
+
+
+pg_restore: warning: errors ignored on restore: 2"""
+MADE_AGAIN = [
+    "ALTER INDEX a ATTACH PARTITION b;",
+    "ALTER TABLE ONLY c\n    ADD CONSTRAINT d FOREIGN KEY (e) REFERENCES f(e);",
+]
+
+
+@pytest.mark.parametrize(
+    "reason, found",
+    [
+        ("deadlock detected", MADE_AGAIN),
+        ('there is no unique constraint matching given keys for referenced table "f"', MADE_AGAIN),
+        ('could not create unique index "b"', []),
+    ],
+)
+def test_what_pg_restore_s_jobs_kept_from_each_other(reason: str, found: List[str]) -> None:
+    said = FAILURES % reason
+    assert schema.failed_beside_others(said) == found
+    assert schema.failed_beside_others(said[:-1]) == []  # it was not all
+    assert schema.failed_beside_others("pg_restore: error: another\n" + said) == []

@@ -344,7 +344,7 @@ class _Run:
         the server, else as one script.
 
         pg_restore's jobs may lock each other out (one attaches an index to a partitioned one while another adds a
-        constraint), and the server ends one of them. What fell to that is made again, one after the other.
+        constraint), and the server ends one of them. What failed then is made again, one after the other.
         """
         if post_data.as_script(self.planned):
             loader.script(self._script(dumped, "post-data", options))
@@ -355,11 +355,11 @@ class _Run:
         try:
             process.output()
         except BackupError:
-            statements = schema.ended_by_deadlocks(process.stderr_text())
+            statements = schema.failed_beside_others(process.stderr_text())
             # In which tablespace an index goes was told to the session that is gone.
             if not statements or _TABLESPACE.search(self._script(dumped, "post-data", options)):
                 raise
-            self.log.info("deadlock", again=len(statements), detail="jobs of pg_restore locked each other out")
+            self.log.info("made_again", statements=len(statements), detail="pg_restore's jobs were in each other's way")
             loader.script(preamble("UTF8") + "\n".join(statements).encode() + b"\n")
 
     def _count(self, loader: Loader, index: Index, choice: Selection) -> Tuple[TableResult, ...]:

@@ -23,6 +23,8 @@ _PG_ATTRDEF = 2604
 _PG_EXTENSION = 3079
 _ENTRY = re.compile(rb"^(\d+); (\d+) (\d+) (.*)$")
 _FAILED = re.compile(r"(?ms)^Command was: (.*?;)\n+(?=pg_restore: )")
+#: A deadlock; a foreign key whose partitioned table had no key yet, as that of a partition was being attached.
+_BESIDE = ("deadlock detected", "no unique constraint matching given keys")
 _WHOLE = re.compile(r"pg_restore: warning: errors ignored on restore: \d+\Z")
 _NAMED = re.compile(rb"(?m)^-- Name: (.*); Type: .*; Schema: (.*); Owner: ")
 #: The settings, which come after a \\restrict of newer ones, then the statements.
@@ -108,11 +110,11 @@ def pg_restore_text(
     return processes.run(argv, clients.environment(), "pg_restore", data=archive, pass_fds=pass_fds)
 
 
-def ended_by_deadlocks(said: str) -> List[str]:
-    """The statements that a pg_restore without --exit-on-error could not run, in the order of their failures, where a
-    deadlock was among the reasons. Empty where there was none, or where what it said may not be all."""
+def failed_beside_others(said: str) -> List[str]:
+    """The statements that a pg_restore without --exit-on-error could not run, in the order of their failures, where its
+    own jobs may have been among the reasons. Empty where not, or where what it said may not be all."""
     statements = _FAILED.findall(said)
-    if "deadlock detected" not in said or "\ufffd" in said or not _WHOLE.search(said):
+    if not any(reason in said for reason in _BESIDE) or "\ufffd" in said or not _WHOLE.search(said):
         return []
     return statements if len(statements) == said.count("pg_restore: error: ") else []
 
