@@ -108,10 +108,15 @@ def parts(client: Any, key: str) -> int:
     )
 
 
+def paused(name: str) -> bool:
+    """Whether it could be: runc fails at times to freeze a container that is busy, and then says so."""
+    return subprocess.run(["docker", "pause", name], check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
 def midway(key: str, verb: str, service: str) -> None:
     client = s3()
     wait_for("the upload of " + key, lambda: parts(client, key), pause=0.02)
-    docker("pause", container("target17"))
+    wait_for("docker pause", lambda: paused(container("target17")))
     try:
         # Held: it cannot have ended, or what comes would be no fault midway.
         assert parts(client, key), "%s was uploaded already" % key

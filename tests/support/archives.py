@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -179,6 +180,7 @@ class Child:
         self.fed = bytearray(data or b"")
         for descriptor in pass_fds:
             self.fed += os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        self._told = 0
 
     def write(self, data: bytes) -> None:
         self.fed += data
@@ -192,18 +194,27 @@ class Child:
     def output(self) -> bytes:
         return b"-- what pg_restore makes of %d bytes\n" % len(self.fed)
 
-    def said(self) -> bytes:
+    def forget(self) -> None:
+        pass
+
+    def lines_until(self, last: bytes) -> List[bytes]:
+        assert bytes(self.fed).endswith(b"COPY (SELECT '%s') TO STDOUT;\n" % last)
+        tags = self.lines()
+        said, self._told = tags[self._told :], len(tags)
+        return said
+
+    def lines(self) -> List[bytes]:
         """The command tag of each COPY, with the rows that a server would have counted."""
         tags, rows = [], -1
         for line in bytes(self.fed).split(b"\n"):
-            if rows < 0 and line.startswith(b"COPY "):
+            if rows < 0 and line.startswith(b"COPY ") and not line.startswith(b"COPY ("):
                 rows = 0
             elif rows >= 0 and line == b"\\.":
-                tags.append(b"COPY %d\n" % rows)
+                tags.append(b"COPY %d" % rows)
                 rows = -1
             elif rows >= 0:
                 rows += 1
-        return b"".join(tags)
+        return tags
 
 
 class Children(Processes):
@@ -221,6 +232,7 @@ class Children(Processes):
         data: Optional[bytes] = None,
         feed: bool = False,
         pass_fds: Sequence[int] = (),
+        heard: bytes = b"",
     ) -> Child:
         self.all.append(Child(name, data, pass_fds))
         return self.all[-1]
@@ -302,16 +314,20 @@ def wrong(sample: Sample, data: bytes) -> str:
     return "" if foreign else _fed_otherwise(sample, outcome)
 
 
+_BEGIN = schema.in_one_message(b"BEGIN;\n" + SETTINGS)
+_BETWEEN_RUNS = re.compile(
+    re.escape(_BEGIN) + rb"|(COMMIT\\; )?COPY \(SELECT 'COPY done [0-9a-f]{16}'\) TO STDOUT;\n"
+)
+
+
 def content(fed: Sequence[Tuple[str, bytes]]) -> Tuple[List[bytes], bytes]:
-    """What pg_restore was given, and what psql was, one run after the other: how runs are cut is no content."""
+    """What pg_restore was given, and what psql was, one session after the other: how runs are cut is no content."""
     return [data for name, data in fed if name != "psql"], b"".join(_body(data) for name, data in fed if name == "psql")
 
 
 def _body(fed: bytes) -> bytes:
-    """A run without its BEGIN and COMMIT, and without the settings, which only its first block brings along."""
-    begin, commit = b"BEGIN;\n", b"COMMIT;\n"
-    fed = fed[len(begin) :] if fed.startswith(begin) else fed
-    return (fed[: -len(commit)] if fed.endswith(commit) else fed).replace(SETTINGS, b"")
+    """A session without where its runs begin and end, and without settings, which are made once a run."""
+    return _BETWEEN_RUNS.sub(b"", fed).replace(SETTINGS, b"")
 
 
 def _fed_otherwise(sample: Sample, outcome: Outcome) -> str:

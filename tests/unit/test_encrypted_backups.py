@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from _pgstream import archive, backup, catalog, listing, prune, verify
+from _pgstream import archive, backup, catalog, listing, outset, prune, verify
 from _pgstream.errors import BackupError, IntegrityError, UsageError
 from _pgstream.events import Log
 from _pgstream.model import BackupRequest, PruneRequest, Retention, Server, Storage, VerifyRequest
@@ -30,7 +30,7 @@ PAIR, OTHER = KeyPair(), KeyPair()
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (prune, listing, backup):
+    for module in (prune, listing, outset):
         monkeypatch.setattr(module, "utc_now", lambda: NOW)
 
 
