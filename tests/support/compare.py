@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import psycopg2
@@ -21,6 +22,10 @@ MAX_SCHEMA_LINES = 200
 
 # What a dump says of its own run, and not of the database.
 RUN_LINE = re.compile(r"\\(un)?restrict [0-9A-Za-z]+|-- (Dumped (from|by) |Started on |Completed on ).*")
+
+# Where an object begins in a dump, and of what type it is.
+OBJECT = re.compile(r"(?m)^(?=--\n-- (?:Name: |PostgreSQL database dump complete$))")
+TYPE = re.compile(r"--\n-- Name: .*; Type: (.*); Schema: ")
 
 # A restored enum has other OIDs, and with them other hashes, so its rows
 # rightly move between hash partitions: such a tree is compared as one table.
@@ -186,7 +191,15 @@ def schema_text(server: Any, db: str, bindir: Optional[str] = None) -> str:
         raise RuntimeError(f"pg_dump failed: {run.stderr.decode('utf-8', 'replace')}")
     text = run.stdout.decode("utf-8", "surrogateescape")
     # Not splitlines(), which also splits at characters that belong to a name.
-    return "\n".join(line for line in text.split("\n") if not RUN_LINE.fullmatch(line))
+    return _in_order("\n".join(line for line in text.split("\n") if not RUN_LINE.fullmatch(line)))
+
+
+def _in_order(dump: str) -> str:
+    """Sort neighbours of one type: pg_dump before 18 puts some of one name (a table's publications) in the order
+    of their OIDs, which the jobs of a restore, each making one of them, leave to chance.
+    """
+    runs = groupby(OBJECT.split(dump), key=lambda entry: (TYPE.match(entry) or [None] * 2)[1])
+    return "".join(entry for _, run in runs for entry in sorted(run))
 
 
 def database_properties(server: Any, db: str) -> Dict[str, Any]:
