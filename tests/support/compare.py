@@ -195,8 +195,8 @@ def schema_text(server: Any, db: str, bindir: Optional[str] = None) -> str:
 
 
 def _in_order(dump: str) -> str:
-    """Sort neighbours of one type: pg_dump before 18 puts some of one name (a table's publications) in the order
-    of their OIDs, which the jobs of a restore, each making one of them, leave to chance.
+    """Sort neighbours of one type: older releases of pg_dump write what has one name (a table's publications) by
+    OID, and which of them a restore's jobs made first is chance.
     """
     runs = groupby(OBJECT.split(dump), key=lambda entry: (TYPE.match(entry) or [None] * 2)[1])
     return "".join(entry for _, run in runs for entry in sorted(run))
