@@ -16,7 +16,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Match, Optional, Sequence, Tuple
 
 from _pgstream import age, archive, catalog, framing, restore_plan, schema, selection
 from _pgstream import restore as verb
@@ -314,9 +314,12 @@ def wrong(sample: Sample, data: bytes) -> str:
     return "" if foreign else _fed_otherwise(sample, outcome)
 
 
+_OTHER_ENCODING = b"-- in another encoding\n"
 _BEGIN = schema.in_one_message(b"BEGIN;\n" + SETTINGS)
 _BETWEEN_RUNS = re.compile(
-    re.escape(_BEGIN) + rb"|(COMMIT\\; )?COPY \(SELECT 'COPY done [0-9a-f]{16}'\) TO STDOUT;\n"
+    re.escape(_BEGIN).replace(b"UTF8", b"(?P<encoding>[A-Z0-9_]+)")
+    + b"(?P<settings>%s)?" % re.escape(SETTINGS)
+    + rb"|(COMMIT\\; )?COPY \(SELECT 'COPY done [0-9a-f]{16}'\) TO STDOUT;\n"
 )
 
 
@@ -326,8 +329,15 @@ def content(fed: Sequence[Tuple[str, bytes]]) -> Tuple[List[bytes], bytes]:
 
 
 def _body(fed: bytes) -> bytes:
-    """A session without where its runs begin and end, and without settings, which are made once a run."""
-    return _BETWEEN_RUNS.sub(b"", fed).replace(SETTINGS, b"")
+    """A session without where its runs begin and end, and without settings, which are made once a run.
+
+    An index that names another encoding than the blocks do is no other content where the blocks' own settings follow.
+    """
+    return _BETWEEN_RUNS.sub(_between, fed).replace(SETTINGS, b"")
+
+
+def _between(found: Match[bytes]) -> bytes:
+    return b"" if found["encoding"] in (None, b"UTF8") or found["settings"] else _OTHER_ENCODING
 
 
 def _fed_otherwise(sample: Sample, outcome: Outcome) -> str:

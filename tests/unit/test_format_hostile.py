@@ -25,7 +25,7 @@ from _pgstream.index import index_text, parse_index
 from _pgstream.loading import only
 from _pgstream.model import COMPRESSIONS, Block
 
-from tests.support.archives import MemoryStore, Sample, read_all, restored, sample_of
+from tests.support.archives import SETTINGS, MemoryStore, Sample, read_all, restored, sample_of, wrong
 from tests.support.mutations import forged, lines_of, rebuilt, text_of, with_text
 
 LIMITED = Path(__file__).resolve().parents[1] / "support" / "limited.py"
@@ -225,6 +225,28 @@ def test_a_privilege_is_one_of_a_database(privilege: str) -> None:
     lines[0]["index"]["database"]["acl"][0][1] = privilege
     with pytest.raises(IntegrityError, match="grants what no database has"):
         read_all(forged(sample, sample.blocks, lines), sample.key)
+
+
+@pytest.mark.parametrize("encoding", ["UTF8'; SELECT 1; --", "UTF8\n", "\u00dcTF8", "utf8", ""])
+def test_an_encoding_is_a_name(encoding: str) -> None:
+    """It is written into the settings of every run."""
+    sample = sample_of("gzip")
+    lines = lines_of(sample.index)
+    lines[0]["index"]["database"]["encoding"] = encoding
+    with pytest.raises(IntegrityError, match="an encoding that is none"):
+        read_all(forged(sample, sample.blocks, lines), sample.key)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_rows_are_in_the_encoding_of_their_block(compression: str) -> None:
+    """Whatever the index says, what a block sets comes after it: a server reads its rows as they were written."""
+    sample = sample_of(compression)
+    lines = lines_of(sample.index)
+    lines[0]["index"]["database"]["encoding"] = "LATIN1"
+    data = forged(sample, sample.blocks, lines)
+    assert wrong(sample, data) == ""
+    fed = next(fed for _name, fed in restored(data, sample.key).fed if b"\nCOPY " in fed)
+    assert fed.index(b"SET client_encoding = 'LATIN1'") < fed.index(SETTINGS) < fed.index(b"\nCOPY ")
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar
 
 from .errors import IntegrityError
@@ -26,6 +27,7 @@ _DIGITS = 20  # of a number in the index: enough for LARGEST, and int() takes qu
 _PLAIN = {"int": int, "str": str, "bool": bool}
 ORDER = {"schema": 0, "pre": 1, "data": 2, "rest": 3, "post": 4}
 _DATABASE_PRIVILEGES = ("CREATE", "CONNECT", "TEMPORARY")
+_ENCODING = re.compile(r"[A-Z0-9_]+")  # as pg_encoding_to_char() names them: it is written into SQL
 _FIRST_LINE = b"-- pgstream index: what this file holds, one JSON object a line"
 
 Made = TypeVar("Made")
@@ -80,6 +82,8 @@ def parse_index(pieces: Iterable[bytes]) -> Index:
         if any(privilege not in _DATABASE_PRIVILEGES for _grantee, privilege, _grantable in database["acl"]):
             raise IntegrityError("the index grants what no database has")
         info = _made(DatabaseInfo, database)
+        if not _ENCODING.fullmatch(info.encoding):
+            raise IntegrityError("the index names an encoding that is none")
         return _made(Index, {**head, "database": info, "tables": tuple(tables), "blocks": tuple(blocks)})
     except IntegrityError:
         raise
