@@ -199,7 +199,7 @@ def _in_order(dump: str) -> str:
     OID, and which of them a restore's jobs made first is chance.
     """
     runs = groupby(OBJECT.split(dump), key=lambda entry: (TYPE.match(entry) or [None] * 2)[1])
-    return "".join(entry for _, run in runs for entry in sorted(run))
+    return "".join(entry for _type, run in runs for entry in sorted(run))
 
 
 def database_properties(server: Any, db: str) -> Dict[str, Any]:
